@@ -1,0 +1,57 @@
+# CFO Sync. `make` lists what there is to do.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check up down status clean lock
+
+python = .venv/bin/python
+# The first interpreter that is new enough.
+find_python = for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$each"; exit; fi; done
+
+help:
+	@echo 'make demo    play the whole story on a private stack: PostgreSQL, Kafka, Debezium, no Docker'
+	@echo 'make test    run all tests (ARGS="-k name" passes arguments to pytest)'
+	@echo 'make check   lint, types and unit tests'
+	@echo 'make up      start a stack in the background; its settings: .local/env'
+	@echo 'make status  what of it runs'
+	@echo 'make down    stop it; the data stays'
+	@echo 'make clean   stop it and delete its data'
+	@echo 'make lock    resolve the dependencies anew (needs uv)'
+
+venv:
+	@python=$$($(find_python)); \
+	if [ -z "$$python" ]; then echo 'error: Python 3.11 or newer is needed (python3, python3.13, ...)' >&2; exit 1; fi; \
+	exec "$$python" -I deploy/local/virtualenv.py
+
+demo: venv
+	@exec $(python) -m deploy.local demo
+
+test: venv
+	@exec $(python) -m pytest $(ARGS)
+
+check: venv
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(python) -m pytest tests/unit $(ARGS)
+
+up: venv
+	@exec $(python) -m deploy.local up
+
+down: venv
+	@exec $(python) -m deploy.local down
+
+status: venv
+	@exec $(python) -m deploy.local status
+
+clean: venv
+	@exec $(python) -m deploy.local clean
+
+UV ?= uv
+compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
+lock:
+	$(compile) pyproject.toml -o deploy/requirements/runtime.txt
+	$(compile) --extra dev --extra stack pyproject.toml deploy/requirements/build.in -o deploy/requirements/dev.txt
+	@$(MAKE) venv
+	@exec $(python) -m deploy.local lock

@@ -1,0 +1,5 @@
+"""`python -m consumer` is `cfo-sync`."""
+
+from consumer.cli import main
+
+main()

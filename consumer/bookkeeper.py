@@ -1,0 +1,176 @@
+"""One transaction over a set of invoices: gather, plan, apply. Whether and how to try again is `service`'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+from psycopg import Connection
+
+from consumer import plan, store
+from consumer.databases import Databases
+from consumer.faults import Fault, Transient
+from consumer.mapping import Mapping as Rules
+from consumer.outcomes import Booked, BookingResult, Faulted, NotPaid, Outcome, Settled
+from consumer.plan import Adopt, Draft, Insert, Refresh
+from consumer.store import Gathered, LogRow, Partition, SyncedRow
+
+_MAX_BIGINT: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A draft that stands in the ledger now."""
+
+    draft: Draft
+    outcome: Booked
+    entity: str | None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the attempt changed anything that the log should tell."""
+        first_time = self.draft.sync is None or not self.draft.sync.is_booked
+        return first_time or self.outcome.result != "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Bookkeeping:
+    """What one committed transaction did. `held` are invoices whose rows somebody else had locked."""
+
+    outcomes: dict[int, Outcome]
+    held: list[int]
+
+
+class Bookkeeper:
+    """Books sets of invoices, all or nothing for each call."""
+
+    def __init__(self, databases: Databases, rules: Rules) -> None:
+        self._databases = databases
+        self._rules = rules
+
+    def book(self, attempts: Mapping[int, int], ids: Sequence[int], partitions: Sequence[Partition]) -> Bookkeeping:
+        """The guide's six steps for a set of invoices, in one transaction (two when the CFO has its own database).
+
+        `attempts` gives the retry count that a booked invoice is recorded with. Raises `Broken`, `ledger.Raced` or
+        `Outage`, and then nothing is committed but, with two databases, perhaps ledger rows that the next attempt
+        finds and links.
+        """
+        outcomes: dict[int, Outcome] = {}
+        with self._databases.invoices(partitions) as invoices:
+            gathered = store.gather(invoices, ids)
+            drafts, held = self._draft(ids, gathered, outcomes)
+            if drafts:
+                # The CFO's side commits first, under the invoices' row locks: a crash between the two commits leaves
+                # a row with our source mark and no mapping, which is ours to link.
+                with self._databases.cfo(invoices, partitions) as cfo:
+                    entries = self._write_ledger(cfo, invoices, drafts, outcomes)
+                self._write_invoices(invoices, entries, attempts)
+                outcomes.update((entry.draft.invoice_id, entry.outcome) for entry in entries)
+            repairs = [each.invoice_id for each in outcomes.values() if isinstance(each, Settled) and each.needs_repair]
+            if repairs:
+                store.repair_synced(invoices, repairs)
+        return Bookkeeping(outcomes, held)
+
+    def _draft(
+        self, ids: Sequence[int], gathered: Gathered, outcomes: dict[int, Outcome]
+    ) -> tuple[list[Draft], list[int]]:
+        drafts: list[Draft] = []
+        held: list[int] = []
+        for invoice_id in ids:
+            invoice, sync = gathered.invoices.get(invoice_id), gathered.syncs.get(invoice_id)
+            if invoice is None:
+                missing = Transient("invoice-missing", f"no row in crypto_invoices with id {invoice_id}")
+                outcomes[invoice_id] = Faulted(invoice_id, missing)
+                continue
+            verdict: Draft | Outcome
+            try:
+                verdict = plan.draft(invoice, sync, self._rules)
+            except Fault as fault:
+                verdict = Faulted(invoice_id, fault, sync.version if sync else None)
+            # Only what touches nothing may be said of a row that we do not hold: it may be changing this moment.
+            untouched = isinstance(verdict, NotPaid) or (isinstance(verdict, Settled) and not verdict.needs_repair)
+            if invoice_id not in gathered.locked and not untouched:
+                held.append(invoice_id)
+            elif isinstance(verdict, Draft):
+                drafts.append(verdict)
+            else:
+                outcomes[invoice_id] = verdict
+        return drafts, held
+
+    def _write_ledger(
+        self, cfo: Connection, invoices: Connection, drafts: Sequence[Draft], outcomes: dict[int, Outcome]
+    ) -> list[Entry]:
+        ledger = self._databases.ledger(cfo)
+        ledger.lock(cfo)
+        rows = ledger.find(cfo, drafts)
+        keys = {row.key: number for row in rows if (number := _whole_number(row.key)) is not None}
+        taken, mapped = store.holders(invoices, [draft.identifier for draft in drafts], list(keys.values()))
+        rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
+        steps = plan.decide(drafts, rows, taken)
+        inserted = ledger.insert(cfo, [step.draft for step in steps.values() if isinstance(step, Insert)])
+        changed = ledger.refresh(cfo, [step for step in steps.values() if isinstance(step, Refresh)])
+        entries: list[Entry] = []
+        for invoice_id, step in steps.items():
+            match step:
+                case Insert(draft):
+                    entries.append(_entry(draft, inserted[draft.identifier], "inserted", draft.classification.entity))
+                case Refresh(draft, row):
+                    result: BookingResult = "refreshed" if row.key in changed else "unchanged"
+                    entries.append(_entry(draft, row.key, result, row.entity))
+                case Adopt(draft, row):
+                    entries.append(_entry(draft, row.key, "adopted", row.entity))
+                case Fault():
+                    outcomes[invoice_id] = Faulted(invoice_id, step)
+        return entries
+
+    def _write_invoices(self, invoices: Connection, entries: Sequence[Entry], attempts: Mapping[int, int]) -> None:
+        if not entries:
+            return
+        with invoices.pipeline():
+            store.record_synced(invoices, [_synced_row(entry, attempts) for entry in entries])
+            store.append_log(invoices, [_log_row(entry) for entry in entries if entry.is_news])
+            store.complete(invoices, [entry.draft.invoice_id for entry in entries])
+
+
+def _entry(draft: Draft, key: str, result: BookingResult, entity: str | None) -> Entry:
+    booked = Booked(draft.invoice_id, _whole_number(key), draft.identifier, result, draft.amount, draft.paid_at)
+    return Entry(draft, booked, entity)
+
+
+def _synced_row(entry: Entry, attempts: Mapping[int, int]) -> SyncedRow:
+    return SyncedRow(
+        invoice_id=entry.draft.invoice_id,
+        cfo_transaction_id=entry.outcome.cfo_transaction_id,
+        identifier=entry.draft.identifier,
+        adopted=entry.outcome.result == "adopted",
+        entity=entry.entity,
+        category=entry.draft.classification.category,
+        retry_count=attempts[entry.draft.invoice_id],
+    )
+
+
+def _log_row(entry: Entry) -> LogRow:
+    request = dict(entry.draft.values) | {"subcategory": entry.draft.classification.subcategory}
+    response = {
+        "result": entry.outcome.result,
+        "identifier": entry.draft.identifier,
+        "cfo_transaction_id": entry.outcome.cfo_transaction_id,
+    }
+    return LogRow(
+        invoice_id=entry.draft.invoice_id,
+        sync_status="synced",
+        cfo_transaction_id=entry.outcome.cfo_transaction_id,
+        error_message=None,
+        request_payload=msgspec.json.encode(request).decode(),
+        response_data=msgspec.json.encode(response).decode(),
+    )
+
+
+def _whole_number(key: str) -> int | None:
+    """The key as cfo_transaction_id holds it; None for a key that is not a number (a hash, a UUID)."""
+    if len(key) > 20 or not key.removeprefix("-").isdecimal():
+        return None
+    number = int(key)
+    return number if abs(number) <= _MAX_BIGINT else None

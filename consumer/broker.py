@@ -1,0 +1,300 @@
+"""Kafka clients: how they are configured, and publishing that is confirmed or raises."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from consumer.faults import Outage
+from consumer.settings import Settings, SettingsError
+
+# What a properties file must not change, because the promise rests on it.
+PROTECTED: Final = frozenset(
+    {
+        "auto.offset.reset",
+        "isolation.level",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "acks",
+        "request.required.acks",
+        "enable.idempotence",
+        "group.id",
+        "partition.assignment.strategy",
+    }
+)
+
+MAX_POLL_INTERVAL_MS: Final = 300_000
+# Our headers come on top of the source's largest record.
+HEADROOM_BYTES: Final = 64 * 1024
+DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_588  # Kafka's default of max.message.bytes
+
+Headers = list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it stands on a topic. `timestamp` is milliseconds since the epoch, -1 if unknown."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @classmethod
+    def of(cls, message: Message) -> Record:
+        """Take over what a consumed message holds."""
+        kind, timestamp = message.timestamp()
+        found = message.headers() or []
+        pairs = found.items() if isinstance(found, dict) else found
+        headers = [(name, _as_bytes(value)) for name, value in pairs]
+        return cls(
+            topic=message.topic() or "",
+            partition=_number(message.partition()),
+            offset=_number(message.offset()),
+            timestamp=timestamp if kind else -1,
+            key=_as_bytes(message.key()),
+            value=_as_bytes(message.value()),
+            headers=headers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A record to publish, and the record it stands for."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    cause: Record
+
+
+def client_config(settings: Settings) -> dict[str, str]:
+    """What all clients share: the properties file, then the brokers' addresses.
+
+    Raises `SettingsError` when the file cannot be read, is malformed, or sets something protected.
+    """
+    config: dict[str, str] = {}
+    if settings.kafka_config_file is not None:
+        config = _read_properties(settings)
+    config["bootstrap.servers"] = settings.kafka_bootstrap_servers
+    config.setdefault("client.id", f"cfo-sync@{socket.gethostname()}")
+    return config
+
+
+def _read_properties(settings: Settings) -> dict[str, str]:
+    path = settings.kafka_config_file
+    assert path is not None  # noqa: S101  (narrowing)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"CFO_SYNC_KAFKA_CONFIG_FILE: cannot read {path}: {error}") from error
+    config: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith(("#", "!")):
+            continue
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise SettingsError(f"CFO_SYNC_KAFKA_CONFIG_FILE: {path}, line {number}: write name=value")
+        if name in PROTECTED:
+            raise SettingsError(f"CFO_SYNC_KAFKA_CONFIG_FILE: {path}, line {number}: {name} is fixed, remove the line")
+        config[name] = value.strip()
+    return config
+
+
+# Settings of one kind of client that a properties file for all of them may hold; the others would warn about them.
+_CONSUMER_ONLY: Final = (
+    "fetch.",
+    "queued.",
+    "session.timeout",
+    "heartbeat.",
+    "max.poll",
+    "group.",
+    "auto.commit",
+    "check.crcs",
+)
+_PRODUCER_ONLY: Final = (
+    "linger.",
+    "batch.",
+    "compression.",
+    "queue.buffering.",
+    "transactional.",
+    "delivery.",
+    "message.timeout",
+)
+
+
+def _without(config: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in config.items() if not name.startswith(prefixes)}
+
+
+def make_consumer(settings: Settings, logger: Any) -> Consumer:
+    """A consumer that commits nothing by itself, sees only committed records, and rebalances cooperatively."""
+    config: dict[str, Any] = {
+        "session.timeout.ms": 10_000,
+        "heartbeat.interval.ms": 2_000,
+        # Capped queues: memory stays flat however large the backlog is.
+        "queued.min.messages": 10_000,
+        "queued.max.messages.kbytes": 16_384,
+        "fetch.wait.max.ms": 100,
+        **_without(client_config(settings), _PRODUCER_ONLY),
+        "group.id": settings.group_id,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "partition.assignment.strategy": "cooperative-sticky",
+        "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
+    }
+    return Consumer(config, logger=logger)
+
+
+def make_producer(settings: Settings, logger: Any) -> Producer:
+    """An idempotent producer whose records may be as large as our topics allow."""
+    config: dict[str, Any] = {
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "delivery.timeout.ms": 30_000,
+        # Larger than any topic's limit: the broker, who knows it, decides what is too large.
+        "message.max.bytes": 100_000_000,
+        **_without(client_config(settings), _CONSUMER_ONLY),
+        "enable.idempotence": True,
+        "acks": "all",
+    }
+    return Producer(config, logger=logger)
+
+
+class Publisher:
+    """Publishes records and waits until the brokers have confirmed each."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
+        """Publish all, wait for all; gives those that were not confirmed, with the reason. Never raises for them."""
+        failed: dict[int, str] = dict.fromkeys(range(len(publications)), "not confirmed in time")
+
+        def confirm(number: int) -> Callable[[KafkaError | None, Message], None]:
+            def delivered(error: KafkaError | None, _: Message) -> None:
+                if error is None:
+                    failed.pop(number, None)
+                else:
+                    failed[number] = error.str()
+
+            return delivered
+
+        for number, each in enumerate(publications):
+            try:
+                self._produce(each, confirm(number))
+            except (KafkaException, BufferError) as error:
+                failed[number] = str(error)
+        self._producer.flush(35)
+        return [(publications[number], reason) for number, reason in sorted(failed.items())]
+
+    def _produce(self, each: Publication, delivered: Callable[[KafkaError | None, Message], None]) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    each.topic, value=each.value, key=each.key, headers=list(each.headers), on_delivery=delivered
+                )
+            except BufferError:
+                # The local queue is full: serve deliveries until there is room.
+                if self._producer.flush(30):
+                    raise
+            else:
+                return
+
+
+# -- topics ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """A topic that must exist. `config` holds what differs from the broker's defaults."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def make_admin(settings: Settings, logger: Any) -> AdminClient:
+    """A client for topics."""
+    config: dict[str, Any] = {**_without(client_config(settings), _CONSUMER_ONLY + _PRODUCER_ONLY)}
+    return AdminClient(config, logger=logger)
+
+
+def describe_topics(admin: AdminClient, timeout: float = 10.0) -> dict[str, int]:
+    """All topics and their number of partitions. Raises `Outage` when no broker answers."""
+    try:
+        metadata = admin.list_topics(timeout=timeout)
+    except KafkaException as error:
+        raise Outage("broker", f"no Kafka broker answers: {error.args[0].str()}") from error
+    return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+
+def max_message_bytes(admin: AdminClient, topic: str, timeout: float = 10.0) -> int:
+    """The topic's `max.message.bytes`; Kafka's default when it cannot be read."""
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    try:
+        entries = admin.describe_configs([resource], request_timeout=timeout)[resource].result(timeout)
+    except KafkaException:
+        return DEFAULT_MAX_MESSAGE_BYTES
+    entry = entries.get("max.message.bytes")
+    return int(entry.value) if entry is not None and entry.value else DEFAULT_MAX_MESSAGE_BYTES
+
+
+def plan_topics(settings: Settings, existing: Mapping[str, int], source_bytes: int, partitions: int) -> list[TopicPlan]:
+    """The topics that must exist: the source's, with `partitions` if it is new, and our own with as many as it has.
+
+    Dead letters stay for 90 days, the others as long as the retries they wait for, and some more for an outage.
+    """
+    count = existing.get(settings.source_topic, partitions)
+    large = {"max.message.bytes": str(source_bytes + HEADROOM_BYTES), "cleanup.policy": "delete"}
+    days = {settings.dlq_topic: 90, settings.replay_topic: 14} | dict.fromkeys(settings.retry_topics, 14)
+    own = [TopicPlan(name, count, large | {"retention.ms": str(number * 86_400_000)}) for name, number in days.items()]
+    return [TopicPlan(settings.source_topic, count, {}), *own]
+
+
+def create_topics(admin: AdminClient, plans: Iterable[TopicPlan], existing: Mapping[str, int]) -> list[str]:
+    """Create those that are missing; gives their names. Raises `Outage`, naming the topic that was refused."""
+    missing = [plan for plan in plans if plan.name not in existing]
+    if not missing:
+        return []
+    futures = admin.create_topics(
+        [
+            NewTopic(plan.name, num_partitions=plan.partitions, replication_factor=-1, config=plan.config)
+            for plan in missing
+        ],
+        operation_timeout=30,
+        request_timeout=30,
+    )
+    created = []
+    for name, future in futures.items():
+        try:
+            future.result(60)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise Outage("topics", f"topic {name} cannot be created: {error.args[0].str()}") from error
+        else:
+            created.append(name)
+    return created
+
+
+def _as_bytes(value: object) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    return str(value).encode()
+
+
+def _number(value: int | None) -> int:
+    return -1 if value is None else value

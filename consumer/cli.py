@@ -1,0 +1,243 @@
+"""The command line: reads the settings, builds what a command needs, says what happened. The composition root.
+
+Exit codes: 0 fine, 1 found something, 2 usage or settings, 3 unavailable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from consumer import logs
+from consumer import settings as settings_module
+from consumer.faults import Outage
+from consumer.mapping import MappingError
+from consumer.migrations import MigrationError
+from consumer.pipeline import VERSION
+from consumer.settings import Settings, SettingsError
+
+FOUND_SOMETHING: Final = 1
+USAGE: Final = 2
+UNAVAILABLE: Final = 3
+
+app = typer.Typer(
+    name="cfo-sync",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Books every paid crypto invoice as one CFO revenue transaction. Settings: CFO_SYNC_* variables or .env.",
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics.")
+app.add_typer(topics_app, name="topics")
+
+_out = Console()
+_err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InvoiceId = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="Id of the invoice (crypto_invoices.id).")]
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"cfo-sync {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def run() -> None:
+    """Consume paid invoices until stopped (SIGTERM finishes the batch, a second signal leaves at once)."""
+    from consumer import running
+
+    running.run(_settings())
+
+
+@app.command()
+def migrate() -> None:
+    """Create or update our tables, views and function in the invoice database. Safe to run again."""
+    from consumer import migrations
+
+    applied = migrations.migrate(_settings().invoice_dsn.get_secret_value())
+    for name in applied:
+        _out.print(f"applied {name}", highlight=False)
+    if not applied:
+        _out.print("nothing to do, all migrations are applied")
+
+
+@topics_app.command("create")
+def topics_create(
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the source topic, if it is new.")] = 8,
+) -> None:
+    """Create the topics that are missing: the source topic, three retry topics, dead letters, replay."""
+    from consumer import broker
+
+    settings = _settings()
+    admin = broker.make_admin(settings, _kafka_log())
+    existing = broker.describe_topics(admin)
+    source_bytes = broker.DEFAULT_MAX_MESSAGE_BYTES
+    if settings.source_topic in existing:
+        source_bytes = broker.max_message_bytes(admin, settings.source_topic)
+    plans = broker.plan_topics(settings, existing, source_bytes, partitions)
+    created = broker.create_topics(admin, plans, existing)
+    for plan in plans:
+        state = "created" if plan.name in created else "exists"
+        _out.print(f"{state:8} {plan.name}", highlight=False)
+
+
+@app.command()
+def check(as_json: AsJson = False) -> None:
+    """Look at everything that `run` needs, and say how to mend what is wrong. Exit code 1 if anything is."""
+    from consumer import checks
+
+    findings = checks.check(_settings(), _kafka_log())
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        for finding in findings:
+            _out.print(
+                f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.found}", highlight=False, markup=False
+            )
+            if not finding.good and finding.fix:
+                _out.print(f"     fix: {finding.fix}", highlight=False, markup=False)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@app.command()
+def sync(
+    invoice_id: InvoiceId,
+    force: Annotated[bool, typer.Option("--force", help="Also if its retries are used up; counts anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sync one invoice now. Exit code 1 if it was not booked."""
+    from consumer.service import CFOSyncService
+
+    with CFOSyncService(_settings()) as service:
+        answer = service.sync_invoice_to_cfo(invoice_id, force_retry=force)
+    if as_json:
+        _print_json(answer)
+    elif answer["success"]:
+        _out.print(f"invoice {invoice_id} is booked as transaction {answer['cfo_transaction_id']}", highlight=False)
+    else:
+        _err.print(f"invoice {invoice_id} was not booked: {answer['error']}", highlight=False, markup=False)
+    if not answer["success"]:
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@app.command()
+def status(invoice_id: InvoiceId, as_json: AsJson = False) -> None:
+    """Show how an invoice stands. Exit code 1 if there is no such invoice."""
+    from consumer.service import CFOSyncService
+
+    with CFOSyncService(_settings()) as service:
+        row = service.status(invoice_id)
+    if row is None:
+        _err.print(f"there is no invoice {invoice_id}", highlight=False)
+        raise typer.Exit(FOUND_SOMETHING)
+    if as_json:
+        _print_json(row)
+    else:
+        _print_table(
+            [row], "invoice_number invoice_status sync_status cfo_transaction_id sync_timestamp sync_error".split()
+        )
+
+
+@app.command()
+def pending(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows shown.")] = 100,
+    after: Annotated[int, typer.Option(min=0, help="Only invoices with a higher id.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List paid invoices that are not booked yet, and failed ones. Exit code 1 if there are any."""
+    from consumer.service import CFOSyncService
+
+    with CFOSyncService(_settings()) as service:
+        count, rows = service.pending(after=after, limit=limit)
+    if as_json:
+        _print_json({"count": count, "invoices": rows})
+    elif rows:
+        columns = "invoice_id invoice_number client_name amount_usd paid_at sync_status retry_count sync_error"
+        _print_table(rows, columns.split())
+    if not as_json:
+        _out.print(f"{count} pending", highlight=False)
+    if count:
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@app.command()
+def demo() -> None:
+    """Play the guide's story on the configured stack, and prove each promise. Only on the reference schema."""
+    from consumer import demo as story
+
+    if not story.play(_settings(), _out):
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+def main() -> NoReturn:
+    """Entry point of `cfo-sync` and `python -m consumer`. No traceback reaches the user."""
+    try:
+        app()
+    except (SettingsError, MappingError) as error:
+        _fail(str(error), USAGE)
+    except Outage as outage:
+        _fail(outage.message, UNAVAILABLE)
+    except MigrationError as error:
+        _fail(str(error), UNAVAILABLE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _settings() -> Settings:
+    settings = settings_module.load()
+    logs.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def _kafka_log() -> Any:
+    import logging
+
+    return logging.getLogger("kafka")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        _err.print(f"cfo-sync: {line}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        from consumer.service import utc_text
+
+        return utc_text(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    table = Table()
+    for name in columns:
+        right = any(isinstance(row.get(name), int | Decimal) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*("" if row.get(name) is None else str(row[name]) for name in columns), style=None)
+    _out.print(table, markup=False)

@@ -1,0 +1,128 @@
+"""Settings: environment variables `CFO_SYNC_*`, and a `.env` file beside the process."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from consumer.retry import MAX_RETRIES
+
+PREFIX: Final = "CFO_SYNC_"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; one line per variable, with what was expected. Never repeats a secret."""
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+
+
+def parse_duration(text: object) -> timedelta:
+    """`90`, `90s`, `1.5m`, `15m`, `1h`, `250ms`, `1d`. Raises `ValueError`."""
+    if isinstance(text, timedelta):
+        return text
+    match = _DURATION.fullmatch(str(text).strip().lower())
+    if match is None:
+        raise ValueError("write a duration like 30s, 5m or 1h")
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def _delays(text: object) -> tuple[timedelta, ...]:
+    parts = text.split(",") if isinstance(text, str) else text
+    if not isinstance(parts, list | tuple) or len(parts) != MAX_RETRIES:
+        raise ValueError(f"write exactly {MAX_RETRIES} durations, like 1m,5m,15m")
+    return tuple(parse_duration(part) for part in parts)
+
+
+def _dsn(secret: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(secret.get_secret_value())
+    except ProgrammingError:
+        # The parser's own message may repeat the password.
+        raise ValueError("not a PostgreSQL connection string: write postgresql://user:password@host/dbname") from None
+    return secret
+
+
+Dsn: TypeAlias = Annotated[SecretStr, AfterValidator(_dsn)]
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+TopicName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,230}$")]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Read once, by `load`, in the composition root."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    invoice_dsn: Dsn = Field(description="The invoice system's database; the mapping and log tables live there too.")
+    cfo_dsn: Dsn | None = Field(None, description="The CFO's database, when it is another one.")
+    kafka_bootstrap_servers: str = Field("localhost:9092", min_length=1, description="Kafka brokers, comma separated.")
+    kafka_config_file: Path | None = Field(None, description="librdkafka properties file, for SASL, TLS and tuning.")
+    source_topic: TopicName = Field("invoicing.public.crypto_invoices", description="Where Debezium writes.")
+    group_id: str = Field("cfo-sync", min_length=1, description="Consumer group.")
+    topic_prefix: TopicName = Field("cfo-sync", description="Our own topics start with it.")
+    retry_delays: Annotated[tuple[timedelta, ...], NoDecode, BeforeValidator(_delays)] = Field(
+        tuple(timedelta(minutes=minutes) for minutes in (1, 5, 15)), description="Waits before the three retries."
+    )
+    mapping_file: Path | None = Field(None, description="TOML mapping rules; without it, the guide's.")
+    batch_size: int = Field(2000, ge=1, le=20_000, description="Records handled in one transaction at most.")
+    sweep_interval: Duration = Field(timedelta(minutes=5), description="How often missed paid invoices are looked for.")
+    sweep_grace: Duration = Field(timedelta(minutes=2), description="How old a paid invoice must be for the sweep.")
+    breaker_consecutive_faults: int = Field(
+        20, ge=2, description="So many database faults in a row are taken for an outage."
+    )
+    api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API binds to.")
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API.")
+    api_token: SecretStr | None = Field(None, description="Bearer token of the API.")
+    metrics_host: str = Field("0.0.0.0", min_length=1, description="Address that `run` serves /metrics on.")  # noqa: S104
+    metrics_port: int = Field(9108, ge=0, le=65535, description="Port of /metrics and /readyz of `run`; 0 for none.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
+    log_format: Literal["json", "human"] = Field("json", description="One JSON object a line, or lines for people.")
+
+    @property
+    def retry_topics(self) -> tuple[str, ...]:
+        """The three delay topics, first retry first."""
+        return tuple(f"{self.topic_prefix}.retry.{number}" for number in range(1, MAX_RETRIES + 1))
+
+    @property
+    def dlq_topic(self) -> str:
+        """The dead-letter topic."""
+        return f"{self.topic_prefix}.dlq"
+
+    @property
+    def replay_topic(self) -> str:
+        """Where the dead-letter tool puts records that shall be tried again."""
+        return f"{self.topic_prefix}.replay"
+
+    @property
+    def is_one_database(self) -> bool:
+        """Whether the CFO's table stands in the invoice database, so that one transaction holds everything."""
+        return self.cfo_dsn is None or self.cfo_dsn == self.invoice_dsn
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the environment. Raises `SettingsError`, naming each variable that is wrong and what is allowed."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            name = PREFIX + str(item["loc"][0]).upper()
+            lines.append(
+                f"{name}: {'is not set' if item['type'] == 'missing' else item['msg'].removeprefix('Value error, ')}"
+            )
+        raise SettingsError("\n".join(lines)) from None

@@ -1,0 +1,254 @@
+"""The invoice database: what we read there, and the three things we write (mapping, log, status).
+
+Every function runs statements on a connection it is given and opens no transaction of its own, so that `service` says
+in one place what commits together. Errors are psycopg's; `service` gives them their meaning.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import resources
+from typing import Any, Final, TypeAlias
+
+from psycopg import Connection, sql
+from psycopg.rows import dict_row
+
+from consumer.plan import Invoice, SyncRow
+
+Partition: TypeAlias = tuple[str, int]  # topic, number
+
+
+def _statement(name: str) -> bytes:
+    return resources.files("consumer.sql").joinpath(f"{name}.sql").read_bytes()
+
+
+_GATHER: Final = _statement("gather")
+_RECORD_SYNCED: Final = _statement("record_synced")
+_RECORD_FAULTS: Final = _statement("record_faults")
+_SWEEP: Final = _statement("sweep")
+_STATUS: Final = _statement("status")
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The wanted invoices that exist, by id. `locked` are those whose row we hold until the transaction ends."""
+
+    invoices: dict[int, Invoice]
+    syncs: dict[int, SyncRow]
+    locked: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedRow:
+    """What the mapping says of one booked invoice."""
+
+    invoice_id: int
+    cfo_transaction_id: int | None
+    identifier: str
+    adopted: bool
+    entity: str | None
+    category: str
+    retry_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRow:
+    """What the mapping and the log say of one failed attempt.
+
+    `sync_status` None leaves the mapping alone and writes the log only. `seen` is the version of the mapping row that
+    the attempt saw.
+    """
+
+    invoice_id: int
+    sync_status: str | None
+    retry_count: int
+    error: str
+    seen: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One row of the audit trail. Payloads are JSON text."""
+
+    invoice_id: int
+    sync_status: str
+    cfo_transaction_id: int | None
+    error_message: str | None
+    request_payload: str | None
+    response_data: str | None
+
+
+def touch(connection: Connection) -> None:
+    """Read nothing from each table that we use: an error says which is missing or forbidden."""
+    for table in (
+        "crypto_invoices", "crypto_clients", "crypto_payment_transactions", "crypto_invoice_cfo_sync", "crypto_cfo_sync_log"
+    ):  # fmt: skip
+        connection.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(table)))
+
+
+def lock_partitions(connection: Connection, partitions: Iterable[Partition]) -> None:
+    """Wait until no other session applies records of these partitions; held until the transaction ends.
+
+    A killed consumer's backend can live until its statement ends, with its row locks: its successor waits here
+    instead of taking those locks for somebody else's. Taken in order, so that two of us never wait in a circle.
+    """
+    keys = sorted((zlib.crc32(topic.encode()) - 2**31, number) for topic, number in set(partitions))
+    if keys:
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(v.topic, v.number) FROM unnest(%s::int[], %s::int[]) AS v (topic, number)",
+            ([topic for topic, _ in keys], [number for _, number in keys]),
+        )
+
+
+def gather(connection: Connection, ids: Sequence[int]) -> Gathered:
+    """Lock the invoice rows, in id order and without waiting, and read them as they then stand.
+
+    Two statements, because a locking statement sees other tables as they were before it got its lock, and would miss
+    the mapping row of a booking that committed in between.
+    """
+    wanted = {"ids": list(ids)}
+    with connection.pipeline():
+        locks = connection.execute(
+            "SELECT id::bigint FROM crypto_invoices WHERE id = ANY(%(ids)s) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
+            wanted,
+        )
+        rows = connection.execute(_GATHER, wanted).fetchall()
+        locked = frozenset(row[0] for row in locks.fetchall())
+    invoices = {row[0]: Invoice(*row[:_WIDTH]) for row in rows}
+    syncs = {row[0]: SyncRow(*row[_WIDTH:]) for row in rows if row[_WIDTH] is not None}
+    return Gathered(invoices, syncs, locked)
+
+
+_WIDTH: Final = len(Invoice.__slots__)
+
+
+def holders(
+    connection: Connection, identifiers: Sequence[str], transaction_ids: Sequence[int]
+) -> tuple[dict[str, int], dict[int, int]]:
+    """Which invoices' mapping rows hold these identifiers, and which these ledger rows."""
+    rows = connection.execute(
+        "SELECT cfo_identifier, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync WHERE cfo_identifier = ANY(%s)"
+        " UNION ALL SELECT NULL, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync"
+        " WHERE cfo_transaction_id = ANY(%s)",
+        (list(identifiers), list(transaction_ids)),
+    ).fetchall()
+    by_identifier = {identifier: invoice_id for identifier, _, invoice_id in rows if identifier is not None}
+    by_transaction = {key: invoice_id for _, key, invoice_id in rows if key is not None}
+    return by_identifier, by_transaction
+
+
+def record_synced(connection: Connection, rows: Sequence[SyncedRow]) -> None:
+    """Write the mapping rows of booked invoices."""
+    connection.execute(
+        _RECORD_SYNCED,
+        {
+            "invoice_ids": [row.invoice_id for row in rows],
+            "transaction_ids": [row.cfo_transaction_id for row in rows],
+            "identifiers": [row.identifier for row in rows],
+            "adopted": [row.adopted for row in rows],
+            "entities": [row.entity for row in rows],
+            "categories": [row.category for row in rows],
+            "retry_counts": [row.retry_count for row in rows],
+        },
+    )
+
+
+def repair_synced(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Make mapping rows say `synced` again whose invoices are complete and booked."""
+    connection.execute(
+        "UPDATE crypto_invoice_cfo_sync SET sync_status = 'synced', sync_error = NULL,"
+        " sync_timestamp = coalesce(sync_timestamp, clock_timestamp() AT TIME ZONE 'UTC'),"
+        " updated_at = clock_timestamp() AT TIME ZONE 'UTC' WHERE invoice_id = ANY(%s)",
+        (list(invoice_ids),),
+    )
+
+
+def complete(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """The guide's last step: the invoices' status becomes `complete`."""
+    connection.execute("UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s)", (list(invoice_ids),))
+
+
+def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
+    """Add to the audit trail."""
+    connection.execute(
+        "INSERT INTO crypto_cfo_sync_log (invoice_id, sync_attempt_timestamp, sync_status, cfo_transaction_id,"
+        " error_message, request_payload, response_data)"
+        " SELECT v.invoice_id, clock_timestamp() AT TIME ZONE 'UTC', v.sync_status, v.cfo_transaction_id,"
+        " v.error_message, v.request_payload, v.response_data"
+        " FROM unnest(%s::integer[], %s::text[], %s::bigint[], %s::text[], %s::jsonb[], %s::jsonb[])"
+        " AS v (invoice_id, sync_status, cfo_transaction_id, error_message, request_payload, response_data)",
+        (
+            [row.invoice_id for row in rows],
+            [row.sync_status for row in rows],
+            [row.cfo_transaction_id for row in rows],
+            [row.error_message for row in rows],
+            [row.request_payload for row in rows],
+            [row.response_data for row in rows],
+        ),
+    )
+
+
+def record_faults(connection: Connection, rows: Sequence[FaultRow]) -> None:
+    """Mirror failed attempts in the mapping, and log each."""
+    connection.execute(
+        _RECORD_FAULTS,
+        {
+            "invoice_ids": [row.invoice_id for row in rows],
+            "statuses": [row.sync_status for row in rows],
+            "errors": [row.error for row in rows],
+            "retry_counts": [row.retry_count for row in rows],
+            "seen": [row.seen for row in rows],
+        },
+    )
+    append_log(
+        connection,
+        [LogRow(row.invoice_id, row.sync_status or "failed", None, row.error, None, None) for row in rows],
+    )
+
+
+def find_unbooked(
+    connection: Connection, *, after: int, grace: timedelta, delays: Sequence[timedelta], limit: int
+) -> list[int]:
+    """Ids of paid invoices that the stream seems to have missed, in order; see sweep.sql."""
+    parameters = {"after": after, "grace": grace, "delays": list(delays), "limit": limit}
+    return [row[0] for row in connection.execute(_SWEEP, parameters).fetchall()]
+
+
+def read_status(connection: Connection, invoice_id: int) -> dict[str, Any] | None:
+    """One invoice and its mapping row, as the guide's status endpoint names the fields; None if there is none."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_STATUS, {"id": invoice_id}).fetchone()
+
+
+def read_pending(connection: Connection, *, after: int, limit: int) -> list[dict[str, Any]]:
+    """Rows of `v_crypto_invoices_pending_sync` with an invoice id above `after`, in id order."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT invoice_id, invoice_number, client_name, amount_usd, paid_at, sync_status, retry_count, sync_error"
+            " FROM v_crypto_invoices_pending_sync WHERE invoice_id > %s ORDER BY invoice_id LIMIT %s",
+            (after, limit),
+        ).fetchall()
+
+
+def count_pending(connection: Connection) -> int:
+    """How many invoices the pending view shows."""
+    row = connection.execute("SELECT count(*) FROM v_crypto_invoices_pending_sync").fetchone()
+    return int(row[0]) if row else 0
+
+
+# Ours among the advisory locks with two keys; see `ledger` for the other.
+_SWEEP_LOCK: Final = (0x0CF0, 1)
+
+
+def try_lock_sweep(connection: Connection) -> bool:
+    """Whether this session may sweep; held beyond the transaction, until `unlock_sweep` or the connection's end."""
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _SWEEP_LOCK).fetchone()
+    return bool(row and row[0])
+
+
+def unlock_sweep(connection: Connection) -> None:
+    """Let others sweep."""
+    connection.execute("SELECT pg_advisory_unlock(%s, %s)", _SWEEP_LOCK)

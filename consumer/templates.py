@@ -1,0 +1,121 @@
+"""Templates of the mapping file: a closed set of fields and functions, no expressions, no attribute access."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+FIELDS: Final = frozenset(
+    "invoice_id invoice_number identifier client_name billing_period description amount_usd crypto_currency "
+    "crypto_amount crypto_network transaction_hash amount_received paid_at "
+    "entity business_unit category subcategory".split()
+)
+
+# A name space of our own, so that a text key made from an invoice number collides with nobody else's.
+_KEYS: Final = uuid.UUID("0c4d7c3c-95a4-4f43-9a51-5d2b6d1c4c8e")
+
+FUNCTIONS: Final[Mapping[str, Callable[[str], str]]] = {
+    "lower": str.lower,
+    "upper": str.upper,
+    "date": lambda text: text[:10],
+    "month": lambda text: text[:7],
+    "sha256": lambda text: hashlib.sha256(text.encode()).hexdigest(),
+    "md5": lambda text: hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
+    "uuid5": lambda text: str(uuid.uuid5(_KEYS, text)),
+}
+
+Values: TypeAlias = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    function: str | None
+
+
+_Part: TypeAlias = "str | _Field | tuple[str | _Field, ...]"
+
+_TOKEN: Final = re.compile(
+    r"\{(?:(?P<function>\w+)\((?P<argument>\w+)\)|(?P<field>\w+))\}|(?P<bracket>[\[\]])|(?P<brace>[{}])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed template. `render` gives text, or None when it is one single field and that field is empty."""
+
+    text: str
+    parts: tuple[_Part, ...]
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that it takes; none for a text that every invoice gets."""
+        flat = (piece for part in self.parts for piece in (part if isinstance(part, tuple) else (part,)))
+        return frozenset(piece.name for piece in flat if isinstance(piece, _Field))
+
+    def render(self, values: Values) -> str | None:
+        """Fill the fields in. An empty field gives an empty text; an optional segment with one gives nothing."""
+        if len(self.parts) == 1 and isinstance(only := self.parts[0], _Field):
+            return _fill(only, values)
+        return "".join(_render_part(part, values) for part in self.parts)
+
+
+def parse(text: str) -> Template:
+    """Raises `ValueError`, naming the field or function and those allowed, for anything outside the closed set."""
+    parts: list[_Part] = []
+    optional: list[str | _Field] | None = None
+    position = 0
+
+    def add(part: str | _Field) -> None:
+        (parts if optional is None else optional).append(part)
+
+    for token in _TOKEN.finditer(text):
+        if token.start() > position:
+            add(text[position : token.start()])
+        position = token.end()
+        if token["brace"]:
+            raise ValueError(f"{text!r}: a field is written {{name}} or {{function(name)}}")
+        if token["bracket"] == "[":
+            if optional is not None:
+                raise ValueError(f"{text!r}: [ ] cannot be nested")
+            optional = []
+        elif token["bracket"] == "]":
+            if optional is None:
+                raise ValueError(f"{text!r}: ] without [")
+            segment, optional = tuple(optional), None
+            parts.append(segment)
+        else:
+            add(_field(text, token["field"] or token["argument"], token["function"]))
+    if optional is not None:
+        raise ValueError(f"{text!r}: [ without ]")
+    if position < len(text):
+        add(text[position:])
+    return Template(text, tuple(parts))
+
+
+def _field(text: str, name: str, function: str | None) -> _Field:
+    if name not in FIELDS:
+        raise ValueError(f"{text!r}: no field {name!r}; there are {', '.join(sorted(FIELDS))}")
+    if function is not None and function not in FUNCTIONS:
+        raise ValueError(f"{text!r}: no function {function!r}; there are {', '.join(sorted(FUNCTIONS))}")
+    return _Field(name, function)
+
+
+def _fill(field: _Field, values: Values) -> str | None:
+    value = values[field.name]
+    if value is None or value == "":
+        return None
+    return value if field.function is None else FUNCTIONS[field.function](value)
+
+
+def _render_part(part: _Part, values: Values) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, _Field):
+        return _fill(part, values) or ""
+    filled = [piece if isinstance(piece, str) else _fill(piece, values) for piece in part]
+    return "" if None in filled else "".join(piece for piece in filled if piece is not None)

@@ -1,0 +1,396 @@
+"""The consumer of `cfo-sync run`: poll, hand batches to the pipeline, publish, commit. The only place that commits.
+
+Order is the promise: what a batch did is committed in the database, then its faults are published and confirmed, then
+its offsets are committed. A crash anywhere repeats work that is idempotent. An outage moves nothing: the batch in hand
+is kept and tried again while polling goes on, so that the group stays as it is (DESIGN, "Hold").
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+import structlog
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from consumer.broker import Publisher, Record
+from consumer.faults import Outage
+from consumer.health import Health
+from consumer.metrics import Metrics
+from consumer.outcomes import Booked
+from consumer.pipeline import Handled, Pipeline
+from consumer.retry import Backoff, ToRetry
+from consumer.settings import Settings
+from consumer.sweep import Sweep
+
+Key: TypeAlias = tuple[str, int]  # topic, partition
+
+_LOG: Final = structlog.get_logger("worker")
+
+_IDLE_SECONDS: Final = 1.0  # longest wait for a first record
+_GATHER_SECONDS: Final = 0.02  # wait for more records of the same batch
+_KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
+_LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
+
+
+@dataclass(slots=True)
+class Hold:
+    """Nothing can be synced now: the batch in hand, and when it is tried again (monotonic seconds)."""
+
+    batch: list[Message]
+    outage: Outage
+    retry_at: float
+    since: float
+
+
+@dataclass(slots=True)
+class Partitions:
+    """What we know of the partitions assigned to us."""
+
+    assigned: set[Key] = field(default_factory=set)
+    # Parked until then (UTC): a record is not due yet, or a fault could not be published.
+    parked: dict[Key, datetime] = field(default_factory=dict)
+    # Next offset to commit, of work that is done.
+    done: dict[Key, int] = field(default_factory=dict)
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """They are somebody else's now."""
+        for key in keys:
+            self.assigned.discard(key)
+            self.parked.pop(key, None)
+            self.done.pop(key, None)
+
+
+class Worker:
+    """One consumer. `run` returns when `stop` was called and the batch in hand is finished."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        consumer: Consumer,
+        publisher: Publisher,
+        pipeline: Pipeline,
+        sweep: Sweep,
+        metrics: Metrics,
+        health: Health,
+        *,
+        uniform: Callable[[], float],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._consumer = consumer
+        self._publisher = publisher
+        self._pipeline = pipeline
+        self._sweep = sweep
+        self._metrics = metrics
+        self._health = health
+        self._now, self._monotonic = now, monotonic
+        self._partitions = Partitions()
+        self._hold: Hold | None = None
+        self._hold_backoff = Backoff(0.5, 30, uniform)
+        self._publish_backoff = Backoff(1, 30, uniform)
+        self._stopping = False
+        self._last_poll = self._last_commit = monotonic()
+
+    def stop(self) -> None:
+        """Finish the batch in hand and leave the group. May be called from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Consume until stopped."""
+        topics = [self._settings.source_topic, *self._settings.retry_topics, self._settings.replay_topic]
+        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        try:
+            while not self._stopping:
+                self._step()
+            self._commit()
+        finally:
+            self._consumer.close()
+
+    def _step(self) -> None:
+        self._health.beat()
+        self._unpark()
+        if self._hold is not None:
+            self._keep_holding(self._hold)
+            return
+        batch = self._sift(self._poll())
+        if batch:
+            self._work(batch)
+        elif self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
+            self._commit()
+        if self._hold is None and self._sweep.is_due:
+            self._run_sweep()
+
+    # -- a batch -------------------------------------------------------------------------------------------------------
+
+    def _poll(self) -> list[Message]:
+        """A first record as soon as there is one, and what else is there; `consume` alone would wait for a full batch."""
+        first = self._consumer.poll(self._patience())
+        self._last_poll = self._monotonic()
+        if first is None:
+            return []
+        return [first, *self._consumer.consume(self._settings.batch_size - 1, _GATHER_SECONDS)]
+
+    def _patience(self) -> float:
+        due = min(self._partitions.parked.values(), default=None)
+        return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.0, (due - self._now()).total_seconds()))
+
+    def _sift(self, messages: Sequence[Message]) -> list[Message]:
+        """Keep what may be handled now; park partitions whose next record is not due."""
+        batch: list[Message] = []
+        state = self._partitions
+        for message in messages:
+            if (error := message.error()) is not None:
+                _LOG.warning("kafka", error=error.str(), code=error.name())
+                continue
+            key = _key(message)
+            # Not ours any more (revoked while this batch was fetched), or behind a record that waits.
+            if key not in state.assigned or key in state.parked:
+                continue
+            due = self._pipeline.not_before(message)
+            if due is not None and due > self._now():
+                self._park(key, message.offset() or 0, due)
+            else:
+                batch.append(message)
+        return batch
+
+    def _work(self, batch: list[Message]) -> None:
+        started = self._monotonic()
+        try:
+            handled = self._pipeline.handle(batch, self._keepalive)
+        except Outage as outage:
+            self._begin_hold(batch, outage)
+            return
+        self._finish(batch, handled)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.observe(self._monotonic() - started)
+
+    def _finish(self, batch: Sequence[Message], handled: Handled) -> None:
+        """Publish what failed, then let offsets go: each partition's up to its first record that was not published."""
+        state = self._partitions
+        ends: dict[Key, int] = {}
+        for message in batch:
+            ends[_key(message)] = (message.offset() or 0) + 1
+        stuck: dict[Key, int] = {}
+        if handled.publications:
+            for publication, reason in self._publisher.publish(handled.publications):
+                cause = publication.cause
+                key = (cause.topic, cause.partition)
+                stuck[key] = min(stuck.get(key, cause.offset), cause.offset)
+                _LOG.error("cannot publish", to=publication.topic, reason=reason, **_place(cause))
+        for key, end in ends.items():
+            if key in state.assigned:
+                state.done[key] = stuck.get(key, end)
+        if stuck:
+            until = self._now() + timedelta(seconds=self._publish_backoff.next_wait())
+            for key, offset in stuck.items():
+                if key in state.assigned:
+                    self._park(key, offset, until)
+        else:
+            self._publish_backoff.reset()
+        self._metrics.hold.labels("publish").set(1 if stuck else 0)
+        self._report(batch, handled)
+        if handled.had_work or self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Commit the offsets of what is done. A failure costs nothing but doing it again."""
+        state = self._partitions
+        self._last_commit = self._monotonic()
+        if not state.done:
+            return
+        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in state.done.items()]
+        try:
+            results = self._consumer.commit(offsets=offsets, asynchronous=False) or []
+        except KafkaException as error:
+            _LOG.warning("offsets not committed, will be again", error=error.args[0].str())
+            return
+        for result in results:
+            if result.error is not None:
+                _LOG.warning(
+                    "offset not committed", topic=result.topic, partition=result.partition, error=str(result.error)
+                )
+        state.done.clear()
+        self._metrics.last_success.set_to_current_time()
+
+    def _keepalive(self) -> None:
+        """Between the transactions of a long batch: poll, so that the group does not take us for dead."""
+        if self._monotonic() - self._last_poll < _KEEPALIVE_SECONDS:
+            return
+        self._pause(self._partitions.assigned)
+        self._rewind(self._consumer.poll(0))
+        self._last_poll = self._monotonic()
+        self._resume(self._partitions.assigned - self._partitions.parked.keys())
+
+    # -- hold ----------------------------------------------------------------------------------------------------------
+
+    def _begin_hold(self, batch: list[Message], outage: Outage) -> None:
+        now = self._monotonic()
+        wait = self._hold_backoff.next_wait()
+        if self._hold is None:
+            _LOG.error(
+                "on hold", reason=outage.reason, detail=outage.message, records=len(batch), retry_in=round(wait, 1)
+            )
+            self._hold = Hold(batch, outage, now + wait, since=now)
+            self._pause(self._partitions.assigned)
+        else:
+            _LOG.warning("still on hold", reason=outage.reason, detail=outage.message, retry_in=round(wait, 1))
+            if outage.reason != self._hold.outage.reason:
+                self._metrics.hold.labels(self._hold.outage.reason).set(0)
+            self._hold.outage, self._hold.retry_at = outage, now + wait
+        self._metrics.hold.labels(outage.reason).set(1)
+        self._health.hold(outage)
+
+    def _keep_holding(self, hold: Hold) -> None:
+        wait = max(0.0, min(0.5, hold.retry_at - self._monotonic()))
+        if hold.outage.wants_another and len(hold.batch) < self._settings.batch_size:
+            # One more record tells a poisonous one from a sick database.
+            self._resume(self._partitions.assigned - self._partitions.parked.keys())
+            message = self._consumer.poll(wait)
+            self._pause(self._partitions.assigned)
+            if message is not None:
+                hold.batch += self._sift([message])
+        else:
+            self._rewind(self._consumer.poll(wait))
+        self._last_poll = self._monotonic()
+        if self._stopping or self._monotonic() < hold.retry_at:
+            return
+        if not hold.batch:
+            # All of it went to other consumers in a rebalance: they hold it now.
+            self._end_hold()
+            return
+        try:
+            handled = self._pipeline.handle(hold.batch, self._keepalive)
+        except Outage as outage:
+            self._begin_hold(hold.batch, outage)
+            return
+        self._end_hold()
+        self._finish(hold.batch, handled)
+
+    def _end_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        self._hold_backoff.reset()
+        if hold is not None:
+            _LOG.warning("hold ended", reason=hold.outage.reason, seconds=round(self._monotonic() - hold.since, 1))
+            self._metrics.hold.labels(hold.outage.reason).set(0)
+        self._health.hold(None)
+        self._resume(self._partitions.assigned - self._partitions.parked.keys())
+
+    # -- partitions ----------------------------------------------------------------------------------------------------
+
+    def _park(self, key: Key, offset: int, until: datetime) -> None:
+        """Stop a partition in front of a record, until then."""
+        self._pause({key})
+        self._consumer.seek(TopicPartition(*key, offset))
+        self._partitions.parked[key] = until
+
+    def _unpark(self) -> None:
+        now = self._now()
+        due = {key for key, until in self._partitions.parked.items() if until <= now}
+        for key in due:
+            del self._partitions.parked[key]
+        if self._hold is None:
+            self._resume(due)
+
+    def _rewind(self, message: Message | None) -> None:
+        """A record came although its partition is paused: put it back."""
+        if message is None:
+            return
+        if message.error() is not None:
+            _LOG.warning("kafka", error=str(message.error()))
+        elif _key(message) in self._partitions.assigned:
+            self._pause({_key(message)})
+            self._consumer.seek(TopicPartition(*_key(message), message.offset() or 0))
+
+    def _pause(self, keys: Iterable[Key]) -> None:
+        if partitions := [TopicPartition(*key) for key in keys]:
+            self._consumer.pause(partitions)
+
+    def _resume(self, keys: Iterable[Key]) -> None:
+        if partitions := [TopicPartition(*key) for key in keys]:
+            self._consumer.resume(partitions)
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign(partitions)
+        keys = {(each.topic, each.partition) for each in partitions}
+        self._partitions.assigned |= keys
+        # librdkafka forgets pauses in an assignment: make them again, all of them.
+        self._pause(self._partitions.assigned if self._hold else self._partitions.parked)
+        _LOG.info("partitions assigned", partitions=_names(keys))
+        self._health.assigned(len(self._partitions.assigned))
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit()
+        self._lost(consumer, partitions)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        keys = {(each.topic, each.partition) for each in partitions}
+        self._partitions.drop(keys)
+        if self._hold is not None:
+            # Uncommitted: whoever gets the partitions reads these records again.
+            self._hold.batch = [message for message in self._hold.batch if _key(message) not in keys]
+        consumer.incremental_unassign(partitions)
+        _LOG.info("partitions revoked", partitions=_names(keys))
+        self._health.assigned(len(self._partitions.assigned))
+
+    # -- sweep and report ----------------------------------------------------------------------------------------------
+
+    def _run_sweep(self) -> None:
+        try:
+            outcomes = self._sweep.step()
+        except Outage as outage:
+            _LOG.warning("sweep put off", reason=outage.reason, detail=outage.message)
+            return
+        self._metrics.swept.inc(len(outcomes))
+        for outcome in outcomes.values():
+            if isinstance(outcome, Booked):
+                self._observe(outcome)
+
+    def _report(self, batch: Sequence[Message], handled: Handled) -> None:
+        totals: Counter[str] = Counter()
+        for (topic, outcome), count in handled.counts.items():
+            self._metrics.records.labels(topic, outcome).inc(count)
+            totals[outcome] += count
+        for result in handled.outcomes.values():
+            if isinstance(result, Booked):
+                self._observe(result)
+        for record, invoice_id, fault, decided in handled.faults:
+            where = _place(record) | {"invoice_id": invoice_id, "code": fault.code, "detail": fault.message}
+            if isinstance(decided, ToRetry):
+                _LOG.warning(
+                    "will be retried", retry=decided.number, not_before=decided.not_before.isoformat(), **where
+                )
+            else:
+                _LOG.error("dead letter", retries=decided.retries, kind=fault.kind, **where)
+        if handled.had_work:
+            _LOG.info("batch", records=len(batch), **{name: count for name, count in totals.items() if count})
+            for result in handled.outcomes.values():
+                _LOG.debug("invoice", outcome=type(result).__name__.lower(), invoice_id=result.invoice_id)
+
+    def _observe(self, booked: Booked) -> None:
+        self._metrics.lag.observe(max(0.0, (self._now() - booked.paid_at).total_seconds()))
+
+
+def _key(message: Message) -> Key:
+    return message.topic() or "", message.partition() or 0
+
+
+def _place(record: Record) -> dict[str, Any]:
+    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+
+
+def _names(keys: Iterable[Key]) -> str:
+    """Short enough for a log line: `topic[0-7] other[1,3]`."""
+    numbers: dict[str, list[int]] = {}
+    for topic, number in sorted(keys):
+        numbers.setdefault(topic, []).append(number)
+    shown = []
+    for topic, found in numbers.items():
+        whole = len(found) > 1 and found == list(range(found[0], found[-1] + 1))
+        shown.append(f"{topic}[{f'{found[0]}-{found[-1]}' if whole else ','.join(map(str, found))}]")
+    return " ".join(shown)

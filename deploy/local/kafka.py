@@ -1,0 +1,80 @@
+"""Apache Kafka: one node that is broker and controller (KRaft)."""
+
+from __future__ import annotations
+
+import subprocess
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from deploy.local.errors import StackError
+from deploy.local.java import JavaPart, write_properties
+from deploy.local.ports import LOOPBACK, is_open
+
+
+class Kafka(JavaPart):
+    """A broker that keeps its topics over restarts and creates none by itself."""
+
+    name = "kafka"
+    title = "Kafka"
+    port_names = ("port", "controller")
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """As Kafka clients want it."""
+        return f"{LOOPBACK}:{self.port}"
+
+    def _prepare(self) -> None:
+        ports = self._ports()
+        write_properties(
+            self.folder / "server.properties",
+            {
+                "process.roles": "broker,controller",
+                "node.id": 1,
+                "controller.quorum.voters": f"1@{LOOPBACK}:{ports['controller']}",
+                "listeners": f"PLAINTEXT://{LOOPBACK}:{ports['port']},CONTROLLER://{LOOPBACK}:{ports['controller']}",
+                "controller.listener.names": "CONTROLLER",
+                "inter.broker.listener.name": "PLAINTEXT",
+                "log.dirs": "data",
+                # A misspelt topic must be an error, not a new topic.
+                "auto.create.topics.enable": "false",
+                "group.initial.rebalance.delay.ms": 0,
+                # One broker: one replica. Fewer partitions of the internal topics start faster.
+                "offsets.topic.replication.factor": 1,
+                "offsets.topic.num.partitions": 10,
+                "transaction.state.log.replication.factor": 1,
+                "transaction.state.log.min.isr": 1,
+                "transaction.state.log.num.partitions": 10,
+                "share.coordinator.state.topic.replication.factor": 1,
+                "share.coordinator.state.topic.min.isr": 1,
+                # A killed broker that is started again must wait until its old session is over.
+                "broker.session.timeout.ms": 2000,
+                "broker.heartbeat.interval.ms": 500,
+                # The default takes a quarter of this heap.
+                "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            },
+        )
+        if not (self.folder / "data" / "meta.properties").exists():
+            self._format()
+
+    def _format(self) -> None:
+        options = ["--cluster-id", "cfo-sync-local-stack__", "--config", "server.properties"]
+        launch = self._java(["-XX:TieredStopAtLevel=1"], ["kafka.tools.StorageTool", "format", *options])
+        with self.log.open("ab") as log:
+            done = subprocess.run(
+                launch.command, cwd=launch.folder, env=launch.environment, stdout=log, stderr=log, check=False
+            )
+        if done.returncode:
+            raise StackError(f"Kafka's storage could not be formatted.{self._log_tail()}")
+
+    def _arguments(self) -> list[str]:
+        return ["kafka.Kafka", "server.properties"]
+
+    def _answers(self) -> bool:
+        if not is_open(self.port):
+            return False
+        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "error_cb": lambda _: None})
+        try:
+            # The broker is listed once its controller has let it in.
+            return len(client.list_topics(timeout=2).brokers) > 0
+        except KafkaException:
+            return False

@@ -1,0 +1,98 @@
+"""Fixtures: the stack (PostgreSQL alone, or all of it), a fresh database per test, a service on it.
+
+Nothing is mocked: PostgreSQL, Kafka, Connect and Debezium are the real ones of deploy/local, started once per session.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from consumer.service import CFOSyncService
+from consumer.settings import Settings
+from deploy.local.preparation import prepare_database
+from deploy.local.stack import Stack
+from psycopg import sql
+from tests.support import InvoiceSystem, LedgerView
+
+_databases = itertools.count(1)
+TEMPLATE = "template_single"
+TEMPLATE_CFO = "template_cfo"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The session's stack, with nothing running yet; it ends with this process, whatever ends it."""
+    stack = Stack(tmp_path_factory.mktemp("stack"), detached=False)
+    yield stack
+    stack.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres(stack: Stack) -> Stack:
+    """The stack with PostgreSQL running and the template databases made."""
+    stack.up(["postgres"])
+    prepare_database(stack, TEMPLATE)
+    stack.postgres.create_database(TEMPLATE_CFO)
+    with psycopg.connect(stack.postgres.dsn(TEMPLATE_CFO)) as connection:
+        connection.execute(Path("schemas/reference/cfo_ledger.sql").read_bytes())
+    return stack
+
+
+def make_database(stack: Stack, template: str) -> str:
+    """A new copy of a template database; gives its DSN. Dropping it is left to the stack's end."""
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(stack.postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    return stack.postgres.dsn(name)
+
+
+@pytest.fixture
+def dsn(postgres: Stack) -> str:
+    """A fresh invoice database with the CFO's table in it: the single-database layout."""
+    return make_database(postgres, TEMPLATE)
+
+
+@pytest.fixture(params=["one-database", "two-databases"])
+def settings(request: pytest.FixtureRequest, postgres: Stack, dsn: str) -> Settings:
+    """Settings for a fresh database, in both layouts."""
+    if request.param == "two-databases":
+        # So that a booking in the wrong database is an error and not a success.
+        with psycopg.connect(dsn) as connection:
+            connection.execute("DROP TABLE transactions")
+        return make_settings(dsn, cfo_dsn=make_database(postgres, TEMPLATE_CFO))
+    return make_settings(dsn)
+
+
+def make_settings(dsn: str, **overrides: Any) -> Settings:
+    """Settings as `load` would make them, from arguments alone."""
+    return Settings(_env_file=None, invoice_dsn=dsn, **overrides)
+
+
+@pytest.fixture
+def invoices(settings: Settings) -> Iterator[InvoiceSystem]:
+    """The invoice system on this test's database."""
+    system = InvoiceSystem(settings.invoice_dsn.get_secret_value())
+    yield system
+    system.close()
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[LedgerView]:
+    """The CFO's table of this test."""
+    view = LedgerView((settings.cfo_dsn or settings.invoice_dsn).get_secret_value())
+    yield view
+    view.close()
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[CFOSyncService]:
+    """The service on this test's databases."""
+    with CFOSyncService(settings) as service:
+        yield service
