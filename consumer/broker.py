@@ -20,6 +20,7 @@ PROTECTED: Final = frozenset(
         "isolation.level",
         "enable.auto.commit",
         "enable.auto.offset.store",
+        "enable.partition.eof",
         "acks",
         "request.required.acks",
         "enable.idempotence",
@@ -153,6 +154,9 @@ def make_consumer(settings: Settings, logger: Any) -> Consumer:
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
+        # Debezium's transactions end in markers that only this event lets us see behind: without it an idle group
+        # would show a lag of one record per partition for ever.
+        "enable.partition.eof": True,
         "partition.assignment.strategy": "cooperative-sticky",
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
     }
@@ -164,7 +168,9 @@ def make_producer(settings: Settings, logger: Any) -> Producer:
     config: dict[str, Any] = {
         "linger.ms": 5,
         "compression.type": "lz4",
-        "delivery.timeout.ms": 30_000,
+        # Short, because the other partitions wait meanwhile; what fails is tried again.
+        "delivery.timeout.ms": 10_000,
+        "topic.metadata.propagation.max.ms": 5_000,
         # Larger than any topic's limit: the broker, who knows it, decides what is too large.
         "message.max.bytes": 100_000_000,
         **_without(client_config(settings), _CONSUMER_ONLY),
@@ -198,7 +204,7 @@ class Publisher:
                 self._produce(each, confirm(number))
             except (KafkaException, BufferError) as error:
                 failed[number] = str(error)
-        self._producer.flush(35)
+        self._producer.flush(15)
         return [(publications[number], reason) for number, reason in sorted(failed.items())]
 
     def _produce(self, each: Publication, delivered: Callable[[KafkaError | None, Message], None]) -> None:
@@ -209,7 +215,7 @@ class Publisher:
                 )
             except BufferError:
                 # The local queue is full: serve deliveries until there is room.
-                if self._producer.flush(30):
+                if self._producer.flush(15):
                     raise
             else:
                 return

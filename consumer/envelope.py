@@ -150,9 +150,11 @@ def _read(value: bytes) -> Doorbell | Ignored:
                 return _TOMBSTONE
             case {"ts_ms": int()} if len(body) == 1:
                 return _HEARTBEAT
-            case {"op": "d" | "t" | "m" as op}:
+            case {"op": "m"}:
+                return _MESSAGE  # of no table
+            case {"op": "d" | "t" as op}:
                 EventSource.model_validate(body.get("source") or {})
-                return {"d": _DELETE, "t": _TRUNCATE, "m": _MESSAGE}[op]
+                return _DELETE if op == "d" else _TRUNCATE
             case {"op": _}:
                 row = ChangeEvent.model_validate(body).after
             case {"__deleted": "true" | True}:

@@ -12,6 +12,7 @@ from typing import Final
 
 from psycopg import Connection, sql
 
+from consumer.arrays import text_array
 from consumer.faults import Outage, RecordFault
 from consumer.mapping import Target
 from consumer.plan import Draft, LedgerRow, Refresh
@@ -152,9 +153,9 @@ class Ledger:
             if draft.sync is not None and draft.sync.cfo_transaction_id is not None
         ]
         if keys:
-            rows = connection.execute(self._find_mapped, (identifiers, keys)).fetchall()
+            rows = connection.execute(self._find_mapped, (text_array(identifiers), text_array(keys))).fetchall()
         else:
-            rows = connection.execute(self._find, (identifiers,)).fetchall()
+            rows = connection.execute(self._find, (text_array(identifiers),)).fetchall()
         return [LedgerRow(key, identifier, source, entity, None) for key, identifier, source, entity in rows]
 
     def insert(self, connection: Connection, drafts: Sequence[Draft]) -> dict[str, str]:
@@ -171,7 +172,7 @@ class Ledger:
             self._insert,
             (
                 *(constants[name].render(empty) for name in self._constant),
-                *([draft.values[name] for draft in drafts] for name in self._varying),
+                *(text_array(draft.values[name] for draft in drafts) for name in self._varying),
             ),
         ).fetchall()
         if len(rows) != len(drafts):
@@ -185,8 +186,8 @@ class Ledger:
         rows = connection.execute(
             self._refresh,
             (
-                [step.row.key for step in steps],
-                *([step.draft.values[name] for step in steps] for name in self._facts),
+                text_array(step.row.key for step in steps),
+                *(text_array(step.draft.values[name] for step in steps) for name in self._facts),
             ),
         ).fetchall()
         return frozenset(row[0] for row in rows)

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
+from consumer.arrays import number_array, text_array
 from consumer.plan import Invoice, SyncRow
 
 Partition: TypeAlias = tuple[str, int]  # topic, number
@@ -109,10 +110,10 @@ def gather(connection: Connection, ids: Sequence[int]) -> Gathered:
     Two statements, because a locking statement sees other tables as they were before it got its lock, and would miss
     the mapping row of a booking that committed in between.
     """
-    wanted = {"ids": list(ids)}
+    wanted = {"ids": number_array(ids)}
     with connection.pipeline():
         locks = connection.execute(
-            "SELECT id::bigint FROM crypto_invoices WHERE id = ANY(%(ids)s) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
+            "SELECT id::bigint FROM crypto_invoices WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
             wanted,
         )
         rows = connection.execute(_GATHER, wanted).fetchall()
@@ -130,10 +131,10 @@ def holders(
 ) -> tuple[dict[str, int], dict[int, int]]:
     """Which invoices' mapping rows hold these identifiers, and which these ledger rows."""
     rows = connection.execute(
-        "SELECT cfo_identifier, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync WHERE cfo_identifier = ANY(%s)"
+        "SELECT cfo_identifier, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync WHERE cfo_identifier = ANY(%s::text[])"
         " UNION ALL SELECT NULL, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync"
-        " WHERE cfo_transaction_id = ANY(%s)",
-        (list(identifiers), list(transaction_ids)),
+        " WHERE cfo_transaction_id = ANY(%s::bigint[])",
+        (text_array(identifiers), number_array(transaction_ids)),
     ).fetchall()
     by_identifier = {identifier: invoice_id for identifier, _, invoice_id in rows if identifier is not None}
     by_transaction = {key: invoice_id for _, key, invoice_id in rows if key is not None}
@@ -145,13 +146,13 @@ def record_synced(connection: Connection, rows: Sequence[SyncedRow]) -> None:
     connection.execute(
         _RECORD_SYNCED,
         {
-            "invoice_ids": [row.invoice_id for row in rows],
-            "transaction_ids": [row.cfo_transaction_id for row in rows],
-            "identifiers": [row.identifier for row in rows],
+            "invoice_ids": number_array(row.invoice_id for row in rows),
+            "transaction_ids": number_array(row.cfo_transaction_id for row in rows),
+            "identifiers": text_array(row.identifier for row in rows),
             "adopted": [row.adopted for row in rows],
-            "entities": [row.entity for row in rows],
-            "categories": [row.category for row in rows],
-            "retry_counts": [row.retry_count for row in rows],
+            "entities": text_array(row.entity for row in rows),
+            "categories": text_array(row.category for row in rows),
+            "retry_counts": number_array(row.retry_count for row in rows),
         },
     )
 
@@ -168,7 +169,7 @@ def repair_synced(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 def complete(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """The guide's last step: the invoices' status becomes `complete`."""
-    connection.execute("UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s)", (list(invoice_ids),))
+    connection.execute("UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s::bigint[])", (number_array(invoice_ids),))
 
 
 def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
@@ -181,12 +182,12 @@ def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
         " FROM unnest(%s::integer[], %s::text[], %s::bigint[], %s::text[], %s::jsonb[], %s::jsonb[])"
         " AS v (invoice_id, sync_status, cfo_transaction_id, error_message, request_payload, response_data)",
         (
-            [row.invoice_id for row in rows],
-            [row.sync_status for row in rows],
-            [row.cfo_transaction_id for row in rows],
-            [row.error_message for row in rows],
-            [row.request_payload for row in rows],
-            [row.response_data for row in rows],
+            number_array(row.invoice_id for row in rows),
+            text_array(row.sync_status for row in rows),
+            number_array(row.cfo_transaction_id for row in rows),
+            text_array(row.error_message for row in rows),
+            text_array(row.request_payload for row in rows),
+            text_array(row.response_data for row in rows),
         ),
     )
 
@@ -196,11 +197,11 @@ def record_faults(connection: Connection, rows: Sequence[FaultRow]) -> None:
     connection.execute(
         _RECORD_FAULTS,
         {
-            "invoice_ids": [row.invoice_id for row in rows],
-            "statuses": [row.sync_status for row in rows],
-            "errors": [row.error for row in rows],
-            "retry_counts": [row.retry_count for row in rows],
-            "seen": [row.seen for row in rows],
+            "invoice_ids": number_array(row.invoice_id for row in rows),
+            "statuses": text_array(row.sync_status for row in rows),
+            "errors": text_array(row.error for row in rows),
+            "retry_counts": number_array(row.retry_count for row in rows),
+            "seen": text_array(row.seen for row in rows),
         },
     )
     append_log(

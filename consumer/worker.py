@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consumer.broker import Publisher, Record
 from consumer.faults import Outage
@@ -56,6 +56,8 @@ class Partitions:
     parked: dict[Key, datetime] = field(default_factory=dict)
     # Next offset to commit, of work that is done.
     done: dict[Key, int] = field(default_factory=dict)
+    # Where the partition ended when we had read all of it, behind the markers of transactions.
+    ends: dict[Key, int] = field(default_factory=dict)
 
     def drop(self, keys: Iterable[Key]) -> None:
         """They are somebody else's now."""
@@ -63,6 +65,7 @@ class Partitions:
             self.assigned.discard(key)
             self.parked.pop(key, None)
             self.done.pop(key, None)
+            self.ends.pop(key, None)
 
 
 class Worker:
@@ -121,7 +124,9 @@ class Worker:
         batch = self._sift(self._poll())
         if batch:
             self._work(batch)
-        elif self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
+        if self._hold is None:
+            self._pass_markers()
+        if self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
             self._commit()
         if self._hold is None and self._sweep.is_due:
             self._run_sweep()
@@ -145,10 +150,13 @@ class Worker:
         batch: list[Message] = []
         state = self._partitions
         for message in messages:
-            if (error := message.error()) is not None:
-                _LOG.warning("kafka", error=error.str(), code=error.name())
-                continue
             key = _key(message)
+            if (error := message.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    state.ends[key] = message.offset() or 0
+                else:
+                    _LOG.warning("kafka", error=error.str(), code=error.name())
+                continue
             # Not ours any more (revoked while this batch was fetched), or behind a record that waits.
             if key not in state.assigned or key in state.parked:
                 continue
@@ -197,6 +205,14 @@ class Worker:
         self._report(batch, handled)
         if handled.had_work or self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
             self._commit()
+
+    def _pass_markers(self) -> None:
+        """Nothing is in hand: a partition that was read to its end is done up to there."""
+        state = self._partitions
+        for key, end in state.ends.items():
+            if key in state.assigned and key not in state.parked:
+                state.done[key] = max(end, state.done.get(key, 0))
+        state.ends.clear()
 
     def _commit(self) -> None:
         """Commit the offsets of what is done. A failure costs nothing but doing it again."""
@@ -302,7 +318,7 @@ class Worker:
         if message is None:
             return
         if message.error() is not None:
-            _LOG.warning("kafka", error=str(message.error()))
+            self._sift([message])
         elif _key(message) in self._partitions.assigned:
             self._pause({_key(message)})
             self._consumer.seek(TopicPartition(*_key(message), message.offset() or 0))

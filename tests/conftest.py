@@ -36,6 +36,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def postgres(stack: Stack) -> Stack:
     """The stack with PostgreSQL running and the template databases made."""
     stack.up(["postgres"])
+    with psycopg.connect(stack.postgres.superuser_dsn(), autocommit=True) as connection:
+        # Its data need not survive the machine, and the checkpoints of many small databases take long.
+        for name in ("fsync", "full_page_writes"):
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
+        connection.execute("SELECT pg_reload_conf()")
     prepare_database(stack, TEMPLATE)
     stack.postgres.create_database(TEMPLATE_CFO)
     with psycopg.connect(stack.postgres.dsn(TEMPLATE_CFO)) as connection:

@@ -25,6 +25,11 @@ class InvoiceSystem:
     def close(self) -> None:
         self.connection.close()
 
+    def reconnect(self) -> None:
+        """After the server was down."""
+        self.connection.close()
+        self.connection = psycopg.connect(self.dsn, autocommit=True, options="-c TimeZone=UTC")
+
     def client(self, name: str) -> int:
         """The client's id; the client is made if it is new."""
         return self._one(
@@ -53,7 +58,9 @@ class InvoiceSystem:
         marks = ", ".join(["%s"] * len(row))
         return self._one(f"INSERT INTO crypto_invoices ({names}) VALUES ({marks}) RETURNING id", *row.values())
 
-    def mark_invoice_as_paid(self, invoice_id: int, tx_hash: str | None = None, paid_at: datetime | None = None) -> None:
+    def mark_invoice_as_paid(
+        self, invoice_id: int, tx_hash: str | None = None, paid_at: datetime | None = None
+    ) -> None:
         """The guide's helper: a confirmed payment, then the invoice paid, in one transaction."""
         with self.connection.transaction():
             self.connection.execute(

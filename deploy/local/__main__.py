@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from deploy.local.downloads import REPOSITORY, write_locks
+from deploy.local.downloads import REPOSITORY, locked, write_locks
 from deploy.local.errors import StackError
 from deploy.local.preparation import prepare
 from deploy.local.stack import Stack
@@ -41,11 +41,12 @@ def up() -> int:
     """Start the stack of this clone in the background and prepare everything but the consumer."""
     stack = Stack(_FOLDER, detached=True)
     began = time.monotonic()
-    print("starting PostgreSQL, Kafka and Kafka Connect", flush=True)
-    stack.up()
-    print("creating tables, topics and the connector", flush=True)
-    prepare(stack)
-    file = stack.write_environment()
+    with locked(_FOLDER / "run" / "up.lock", "another make up is under way"):
+        print("starting PostgreSQL, Kafka and Kafka Connect", flush=True)
+        stack.up()
+        print("creating tables, topics and the connector", flush=True)
+        prepare(stack)
+        file = stack.write_environment()
     _show(stack)
     print(f"ready after {time.monotonic() - began:.0f} s. Settings: {file.relative_to(REPOSITORY)}, logs: .local/logs")
     return 0

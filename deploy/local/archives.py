@@ -17,7 +17,7 @@ from deploy.local.postgres import Postgres
 
 
 def make_archives() -> None:
-    """Record one start of Kafka and Connect, if that was not done yet (about 20 s).
+    """Record one start of Kafka and Connect, if that was not done yet (about 30 s).
 
     Failing is no error: everything works without, only slower, and it is not tried again.
     """
@@ -26,8 +26,10 @@ def make_archives() -> None:
         folder = start_archive(parts, "kafka").parent
         if folder.exists():
             return
-        print("preparing the Java servers for faster starts (once, about 20 s)", file=sys.stderr, flush=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix="incoming-"))
+        print("preparing the Java servers for faster starts (once, about 30 s)", file=sys.stderr, flush=True)
+        for interrupted in folder.parent.glob("recording-*"):
+            shutil.rmtree(interrupted)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix="recording-"))
         try:
             _record(new)
         except StackError as error:
@@ -39,9 +41,7 @@ def make_archives() -> None:
 def _record(target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="cfo-sync-") as folder:
         kafka = Kafka(Path(folder), detached=False)
-        connect = Connect(
-            Path(folder), detached=False, kafka=kafka, postgres=Postgres(Path(folder), detached=False)
-        )
+        connect = Connect(Path(folder), detached=False, kafka=kafka, postgres=Postgres(Path(folder), detached=False))
         servers = (kafka, connect)
         try:
             for server in servers:

@@ -1,4 +1,4 @@
-"""The Java parts of the stack: fetched once per clone with jgo, checked against the committed lock before every use."""
+"""The Java parts of the stack: fetched once per clone with jgo, checked against the committed lock before each use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import threading
 import time
 import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from deploy.local.errors import StackError
@@ -62,6 +61,8 @@ def fetch() -> JavaParts:
     Raises StackError, naming the file, when a download fails or does not have the locked hash.
     """
     with locked(CACHE / "lock", "another run is downloading into .cache"):
+        for interrupted in (CACHE / "java").glob("download-*"):
+            shutil.rmtree(interrupted)
         folders = {part: _fetch_part(part) for part in _PARTS}
     return JavaParts(**folders)
 
@@ -135,7 +136,7 @@ def _read_lock(lock_file: Path, specification: Path) -> list[Jar]:
 def _download(part: str, jars: list[Jar], target: Path) -> None:
     _quiet_import()
     progress = _Progress(f"downloading {part}: {{done}} of {len(jars)} jars, {{megabytes:.0f}} MB")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="incoming-") as repository:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as repository:
         context = _context(Path(repository), progress)
 
         def download(jar: Jar) -> None:
@@ -160,7 +161,7 @@ def _download_one(context: MavenContext, jar: Jar, target: Path) -> None:
             time.sleep(2**attempt)
         try:
             path = artifact.resolve()
-        except Exception as error:  # noqa: BLE001 - jgo raises RuntimeError, requests its own: all mean "not fetched"
+        except Exception as error:  # jgo raises RuntimeError, requests its own: all mean "not fetched"
             problem = f"{type(error).__name__}: {error}"
         else:
             if _digest(path) == jar.sha256:
@@ -172,8 +173,8 @@ def _download_one(context: MavenContext, jar: Jar, target: Path) -> None:
     raise StackError(
         f"could not download {jar.file_name} ({jar.group}:{jar.artifact}:{jar.version}) "
         f"after {_ATTEMPTS} attempts: {problem}\n"
-        "What was fetched so far is kept. Check the network (HTTPS_PROXY and REQUESTS_CA_BUNDLE are respected; a mirror "
-        "can be set as `central` under [repositories] in ~/.config/jgo.conf), then run the same command again."
+        "What was fetched so far is kept. Check the network (HTTPS_PROXY and REQUESTS_CA_BUNDLE are respected; a "
+        "mirror can be set as `central` under [repositories] in ~/.config/jgo.conf), then run the same command again."
     )
 
 
@@ -226,7 +227,7 @@ class _Progress:
             self._show()
 
     @contextmanager
-    def download(self, filename: str, total_size: int) -> Iterator[object]:
+    def download(self, filename: str, total_size: int) -> Iterator[Callable[[int], None]]:
         """jgo's progress callback."""
 
         def update(count: int) -> None:
@@ -258,4 +259,7 @@ class _Progress:
     def _show(self) -> None:
         assert self._text is not None  # noqa: S101 - callers checked
         line = self._text.format(done=self._done, megabytes=self._bytes / 1e6)
-        print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        if self._terminal:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
+
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -72,7 +74,9 @@ class Kafka(JavaPart):
     def _answers(self) -> bool:
         if not is_open(self.port):
             return False
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "error_cb": lambda _: None})
+        settings: dict[str, Any] = {"bootstrap.servers": self.bootstrap_servers}
+        # A broker that is still coming up is no news.
+        client = AdminClient(settings | {"log_level": 0, "error_cb": lambda _: None})
         try:
             # The broker is listed once its controller has let it in.
             return len(client.list_topics(timeout=2).brokers) > 0

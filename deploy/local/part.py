@@ -83,6 +83,13 @@ class Part(ABC):
         """Whether its process exists, paused or not."""
         return self.pid is not None
 
+    def settle_ports(self) -> None:
+        """Choose other ports if it never served on its own and somebody has taken them since they were chosen."""
+        with self._busy:
+            if not self._served and not self.is_running and not all(map(is_free, self._ports().values())):
+                self._ports_file.unlink()
+                self._ports()
+
     def start(self) -> None:
         """Start it, if it does not run; use `wait_ready` before using it."""
         with self._busy:
@@ -127,7 +134,7 @@ class Part(ABC):
         self._served = True
 
     def stop(self, timeout: float = 20) -> None:
-        """End it in order: its clients are disconnected, its data is complete on disk. After `timeout` seconds, kill it."""
+        """End it in order, its data complete on disk; kill it if that takes longer than `timeout` seconds."""
         with self._busy:
             known = self._identity()
             if known is not None and birth(known[0]) == known[1]:

@@ -10,7 +10,7 @@ _RANGE = range(20_000, 32_000)
 
 
 def choose_port() -> int:
-    """A port that is free now. Somebody may take it before it is used, so whoever uses it must be ready to try another."""
+    """A port that is free now. Somebody may take it before it is used: be ready to try another."""
     for _ in range(1000):
         port = random.choice(_RANGE)  # noqa: S311 - not a secret
         if is_free(port):

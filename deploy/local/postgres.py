@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -26,7 +25,7 @@ DATABASE = "invoicing"
 _SUPERUSER = "postgres"
 _RELEASE = "pginstall18"
 
-_SETTINGS: Mapping[str, str] = {
+_SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "wal_level": "logical",
@@ -40,7 +39,7 @@ _SETTINGS: Mapping[str, str] = {
 
 
 class Postgres(Part):
-    """A server with the role `cfo` (may create databases, roles and replication slots; no superuser) and its database."""
+    """A server with the role `cfo` (no superuser; creates databases, roles, replication slots) and its database."""
 
     name = "postgres"
     title = "PostgreSQL"
@@ -101,7 +100,6 @@ class Postgres(Part):
             *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
         ]
         with self.log.open("ab") as log:
-            identity = {} if user is None else {"user": user, "group": group, "extra_groups": []}
             done = subprocess.run(
                 command,
                 cwd=self._home,
@@ -110,7 +108,9 @@ class Postgres(Part):
                 stdout=log,
                 stderr=log,
                 check=False,
-                **identity,  # type: ignore[call-overload]
+                user=user,
+                group=group,
+                extra_groups=None if user is None else [],
             )
         password_file.unlink()
         if done.returncode:
@@ -159,7 +159,7 @@ class Postgres(Part):
             return self.folder
         if self._home_file.exists() and (home := Path(self._home_file.read_text())).exists():
             return home
-        home = Path(tempfile.mkdtemp(prefix="cfo-sync-postgres-", dir="/var/tmp"))  # noqa: S108 - mkdtemp makes it private
+        home = Path(tempfile.mkdtemp(prefix="cfo-sync-postgres-", dir="/var/tmp"))
         user, group = self._user()
         assert user is not None and group is not None  # noqa: S101, PT018 - for the type checker
         os.chown(home, user, group)

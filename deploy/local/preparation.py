@@ -80,4 +80,6 @@ def run_command(arguments: list[str], environment: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise StackError(f"cfo-sync {' '.join(arguments)} failed (exit code {done.returncode}):\n{done.stdout.rstrip()}")
+        raise StackError(
+            f"cfo-sync {' '.join(arguments)} failed (exit code {done.returncode}):\n{done.stdout.rstrip()}"
+        )

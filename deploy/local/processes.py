@@ -1,4 +1,4 @@
-"""Processes as the local stack needs them: who they are, their whole tree, and a guardian that ends them with their owner.
+"""Processes: who they are, their whole tree, and a guardian that ends them with their owner.
 
 Run as a script this file is the guardian (see `guard`). It uses the standard library only, so that it starts in a few
 milliseconds and needs nothing on its path.
@@ -42,9 +42,6 @@ def spawn(launch: Launch, *, orphan_signal: int | None = None) -> subprocess.Pop
     With `orphan_signal` the kernel sends that signal to it when the calling thread dies; only a guardian may ask for
     this, because in a program with threads the wrong thread may end first.
     """
-    identity: dict[str, int | list[int]] = {}
-    if launch.user is not None and launch.group is not None:
-        identity = {"user": launch.user, "group": launch.group, "extra_groups": []}
 
     def die_with_parent() -> None:
         # Runs after the change of user, which would clear the setting.
@@ -60,8 +57,10 @@ def spawn(launch: Launch, *, orphan_signal: int | None = None) -> subprocess.Pop
             cwd=launch.folder,
             env=launch.environment,
             start_new_session=True,
-            preexec_fn=None if orphan_signal is None else die_with_parent,
-            **identity,  # type: ignore[call-overload,unused-ignore]
+            preexec_fn=None if orphan_signal is None else die_with_parent,  # noqa: PLW1509 - a guardian has one thread
+            user=launch.user,
+            group=launch.group,
+            extra_groups=None if launch.user is None else [],
         )
 
 
@@ -72,15 +71,19 @@ def spawn_guarded(launch: Launch) -> tuple[subprocess.Popen[bytes], int]:
     the guardian ends the program and its children. If the guardian itself is killed, the kernel ends the program.
     """
     guardian = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, json.dumps(asdict(launch))],
+        [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    assert guardian.stdout is not None  # noqa: S101 - for the type checker
+    assert guardian.stdin is not None and guardian.stdout is not None  # noqa: S101, PT018 - for the type checker
+    # Not as an argument: those are public, and the environment holds passwords.
+    guardian.stdin.write(json.dumps(asdict(launch)).encode() + b"\n")
+    guardian.stdin.flush()
     first_line = guardian.stdout.readline()
     guardian.stdout.close()
     if not first_line:
+        guardian.stdin.close()
         guardian.wait()
         raise OSError(f"{launch.command[0]} could not be started, see {launch.log}")
     return guardian, int(first_line)
@@ -128,7 +131,10 @@ def signal_all(pids: list[int], signal_number: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, their children and so on, parents first. Process groups would not do: PostgreSQL's backends leave theirs."""
+    """Children, their children and so on, parents first.
+
+    Process groups would not do: PostgreSQL's backends leave theirs.
+    """
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)
@@ -147,7 +153,9 @@ def birth(pid: int) -> str | None:
     A zombie, ended but not yet waited for, is not running.
     """
     if not Path("/proc/self/stat").exists():
-        shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+        )
         state, _, started = shown.stdout.strip().partition(" ")
         return None if not started or state.startswith("Z") else started.strip()
     fields = _stat(pid)
@@ -185,4 +193,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(Launch(**json.loads(sys.argv[1]))))
+    # Unbuffered, so that nothing but the end of the pipe is left to read.
+    with open(0, "rb", buffering=0, closefd=False) as lifeline:
+        received = Launch(**json.loads(lifeline.readline()))
+    sys.exit(guard(received))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 from collections.abc import Iterable
@@ -57,6 +58,9 @@ class Stack:
             wanted.add("kafka")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)  # passwords
+        if not self.detached:
+            atexit.unregister(self._abandon)
+            atexit.register(self._abandon, os.getpid())
         try:
             if "kafka" in wanted:
                 make_archives()
@@ -97,9 +101,12 @@ class Stack:
             "CFO_SYNC_GROUP_ID": GROUP_ID,
             "CFO_SYNC_TOPIC_PREFIX": "cfo-sync",
             "CFO_SYNC_RETRY_DELAYS": "1m,5m,15m",
+            "CFO_SYNC_SWEEP_INTERVAL": "5m",
             "CFO_SYNC_API_HOST": LOOPBACK,
             "CFO_SYNC_API_PORT": str(ports[0]),
+            "CFO_SYNC_METRICS_HOST": LOOPBACK,
             "CFO_SYNC_METRICS_PORT": str(ports[1]),
+            "CFO_SYNC_LOG_LEVEL": "INFO",
             "CFO_SYNC_LOG_FORMAT": "human",
             "CONNECT_URL": self.connect.url,
         }
@@ -117,13 +124,15 @@ class Stack:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.detached:
             self.remove()
 
     def _start(self, parts: list[Part], timeout: float) -> None:
         for part in parts:
-            part.port  # noqa: B018 - chosen one after the other, before Connect is told Kafka's
+            part.settle_ports()  # before Connect is told Kafka's
         bootstrap_servers = self.kafka.bootstrap_servers
         with ThreadPoolExecutor() as pool:
             for starting in [pool.submit(_bring_up, part, timeout) for part in parts]:
@@ -131,6 +140,13 @@ class Stack:
         if self.connect in parts and self.kafka.bootstrap_servers != bootstrap_servers:
             self.connect.kill()  # Kafka had to take another port
             _bring_up(self.connect, timeout)
+
+    def _abandon(self, owner: int) -> None:
+        """What the guardians do for running servers, done also for data whose servers are down already."""
+        if os.getpid() == owner:  # not in a fork
+            for part in self.parts:
+                part.kill()
+            self.postgres.remove()
 
     def _consumer_ports(self) -> list[int]:
         path = self.folder / "run" / "consumer.ports"

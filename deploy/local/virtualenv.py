@@ -23,9 +23,6 @@ _LOCK = _REPOSITORY / "deploy" / "requirements" / "dev.txt"
 
 def main() -> int:
     """Make .venv usable; return 0 when it is."""
-    if sys.version_info < (3, 11):
-        print("error: Python 3.11 or newer is needed", file=sys.stderr)
-        return 1
     if _installed() == _wanted():
         return 0
     try:
@@ -48,7 +45,7 @@ def _build() -> int:
         print("installing Python packages into .venv (this takes about a minute)", file=sys.stderr, flush=True)
         shutil.rmtree(_FOLDER, ignore_errors=True)
         if subprocess.run([sys.executable, "-m", "venv", _FOLDER], check=False).returncode:
-            print("error: no virtual environment could be made; Debian has it in python3-venv", file=sys.stderr)
+            print("error: no virtual environment could be made, see above", file=sys.stderr)
             return 1
         if not _pip("--no-compile", "--require-hashes", "--requirement", str(_LOCK)):
             return 1
@@ -60,7 +57,15 @@ def _build() -> int:
 
 
 def _pip(*arguments: str) -> bool:
-    pip = [_FOLDER / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *arguments]
+    pip = [
+        str(_FOLDER / "bin" / "python"),
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "install",
+        *arguments,
+    ]
     done = subprocess.run(pip, cwd=_REPOSITORY, check=False).returncode == 0
     if not done:
         print("error: pip failed, see above. Nothing half done is used: run the same command again", file=sys.stderr)

@@ -1,0 +1,143 @@
+"""The CFO's table in a database of its own: a crash between the two commits is harmless, whichever side it hits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+import pytest
+from consumer.faults import Outage, RecordFault
+from consumer.outcomes import Booked, Faulted
+from consumer.service import CFOSyncService
+from consumer.settings import Settings
+from deploy.local.stack import Stack
+from tests.conftest import TEMPLATE_CFO, make_database, make_settings
+from tests.integration.scenes import KILLED, booked, execute, impatient, invoice_dsn, relent, sabotage
+from tests.support import InvoiceSystem, LedgerView
+
+
+@pytest.fixture
+def settings(postgres: Stack, dsn: str) -> Settings:
+    """The two-database layout only."""
+    execute(dsn, "DROP TABLE transactions")
+    return make_settings(dsn, cfo_dsn=make_database(postgres, TEMPLATE_CFO))
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[CFOSyncService]:
+    with impatient(settings) as service:
+        yield service
+
+
+def check_all(invoices: InvoiceSystem, ledger: LedgerView, ids: list[int]) -> None:
+    for invoice_id in ids:
+        booked(invoices, ledger, invoice_id)
+        assert len(invoices.log(invoice_id)) == 1
+    assert ledger.count() == len(ids)
+
+
+STEPS = ["crypto_invoice_cfo_sync", "crypto_cfo_sync_log", "crypto_invoices"]
+
+
+@pytest.mark.parametrize("table", STEPS)
+@pytest.mark.parametrize("sqlstate", ["53100", KILLED])
+def test_an_invoice_side_that_breaks_after_the_cfos_commit_books_nothing_twice(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, table: str, sqlstate: str
+) -> None:
+    ids = invoices.paid_invoices(5)
+    name = sabotage(invoice_dsn(settings), table, sqlstate=sqlstate)
+    with pytest.raises(Outage):
+        service.sync(dict.fromkeys(ids, 0))
+    assert ledger.count() == 5  # the CFO's side is committed
+    assert invoices.rows("SELECT * FROM crypto_invoice_cfo_sync") == []
+
+    relent(invoice_dsn(settings), name, table)
+    keys = {row["identifier"]: row["id"] for row in ledger.rows("SELECT id, identifier FROM transactions")}
+    outcomes = service.sync(dict.fromkeys(ids, 0))
+
+    for outcome in outcomes.values():
+        assert isinstance(outcome, Booked)
+        assert outcome.cfo_transaction_id == keys[outcome.identifier]
+        assert outcome.result == "unchanged"  # linked
+    check_all(invoices, ledger, ids)
+
+
+@pytest.mark.parametrize("table", STEPS)
+def test_a_single_failure_between_the_commits_is_overcome_within_the_call(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, table: str
+) -> None:
+    ids = invoices.paid_invoices(5)
+    sabotage(invoice_dsn(settings), table, sqlstate=KILLED, times=1)
+    outcomes = service.sync(dict.fromkeys(ids, 0))
+    assert all(isinstance(each, Booked) for each in outcomes.values())
+    check_all(invoices, ledger, ids)
+
+
+def test_a_restored_invoice_database_that_forgot_bookings_finds_them_again(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    ids = invoices.paid_invoices(5)
+    service.sync(dict.fromkeys(ids, 0))
+    ledger.execute("UPDATE transactions SET classified_entity = 'Corrected'")
+    before = ledger.rows("SELECT * FROM transactions ORDER BY id")
+    invoices.connection.execute("TRUNCATE crypto_invoice_cfo_sync, crypto_cfo_sync_log")
+    invoices.connection.execute("UPDATE crypto_invoices SET status = 'paid'")
+
+    service.sync(dict.fromkeys(ids, 0))
+
+    check_all(invoices, ledger, ids)
+    assert ledger.rows("SELECT * FROM transactions ORDER BY id") == before
+
+
+def test_facts_that_changed_between_the_commits_are_brought_up_to_date(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    name = sabotage(invoice_dsn(settings), "crypto_invoice_cfo_sync", sqlstate="53100")
+    with pytest.raises(Outage):
+        service.sync({invoice_id: 0})
+    relent(invoice_dsn(settings), name, "crypto_invoice_cfo_sync")
+    invoices.update(invoice_id, amount_usd="150.00")
+    service.sync({invoice_id: 0})
+    assert booked(invoices, ledger, invoice_id)["amount"] == Decimal("150.00")
+    check_all(invoices, ledger, [invoice_id])
+
+
+def test_a_ledger_that_refuses_leaves_nothing_on_either_side(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    ledger.execute("ALTER TABLE transactions ADD CHECK (amount < 500)")
+    bad, good = invoices.paid_invoice(amount="500.00"), invoices.paid_invoice()
+    outcomes = service.sync({bad: 0, good: 0})
+    refused = outcomes[bad]
+    assert isinstance(refused, Faulted)
+    assert isinstance(refused.fault, RecordFault)
+    assert (invoices.sync_row(bad), invoices.log(bad), invoices.invoice(bad)["status"]) == (None, [], "paid")
+    check_all(invoices, ledger, [good])
+
+
+def test_a_stopped_cfo_database_is_an_outage_that_leaves_the_invoices_alone(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, postgres: Stack
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    name = ledger.connection.info.dbname
+    execute(
+        invoice_dsn(settings),
+        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
+    )
+    with pytest.raises(Outage, match="CFO database") as caught:
+        service.sync({invoice_id: 0})
+    assert caught.value.reason == "unreachable"
+    assert invoices.invoice(invoice_id)["status"] == "paid"
+    execute(invoice_dsn(settings), f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    service.sync({invoice_id: 0})
+    check_all(invoices, ledger, [invoice_id])
+
+
+def test_a_booking_in_the_wrong_database_is_impossible(settings: Settings, invoices: InvoiceSystem) -> None:
+    invoice_id = invoices.paid_invoice()
+    with (
+        CFOSyncService(make_settings(invoice_dsn(settings))) as misled,
+        pytest.raises(Outage, match="no table 'transactions'"),
+    ):
+        misled.sync({invoice_id: 0})
