@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,8 +31,12 @@ class Entry:
     @property
     def is_news(self) -> bool:
         """Whether the attempt changed anything that the log should tell."""
-        first_time = self.draft.sync is None or not self.draft.sync.is_booked
-        return first_time or self.outcome.result != "unchanged"
+        sync = self.draft.sync
+        if sync is None or not sync.is_booked:
+            return True
+        if self.outcome.result == "adopted":
+            return not sync.adopted or sync.cfo_transaction_id != self.outcome.cfo_transaction_id
+        return self.outcome.result != "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,24 @@ class Bookkeeper:
         self._databases = databases
         self._rules = rules
 
-    def book(self, attempts: Mapping[int, int], ids: Sequence[int], partitions: Sequence[Partition]) -> Bookkeeping:
+    def book(
+        self,
+        attempts: Mapping[int, int],
+        ids: Sequence[int],
+        partitions: Sequence[Partition],
+        seen: MutableMapping[int, str],
+    ) -> Bookkeeping:
         """The guide's six steps for a set of invoices, in one transaction (two when the CFO has its own database).
 
-        `attempts` gives the retry count that a booked invoice is recorded with. Raises `Broken`, `ledger.Raced` or
+        `attempts` gives the retry count that a booked invoice is recorded with; `seen` is filled with the version of
+        each mapping row that was read, whatever happens afterwards. Raises `Broken`, `ledger.Raced` or
         `Outage`, and then nothing is committed but, with two databases, perhaps ledger rows that the next attempt
         finds and links.
         """
         outcomes: dict[int, Outcome] = {}
         with self._databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
+            seen.update((invoice_id, sync.version) for invoice_id, sync in gathered.syncs.items())
             drafts, held = self._draft(ids, gathered, outcomes)
             if drafts:
                 # The CFO's side commits first, under the invoices' row locks: a crash between the two commits leaves
@@ -88,7 +100,7 @@ class Bookkeeper:
             try:
                 verdict = plan.draft(invoice, sync, self._rules)
             except Fault as fault:
-                verdict = Faulted(invoice_id, fault, sync.version if sync else None)
+                verdict = Faulted(invoice_id, fault)
             # Only what touches nothing may be said of a row that we do not hold: it may be changing this moment.
             untouched = isinstance(verdict, NotPaid) or (isinstance(verdict, Settled) and not verdict.needs_repair)
             if invoice_id not in gathered.locked and not untouched:

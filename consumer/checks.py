@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -170,13 +169,11 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         f"NOT NULL columns of {table}", not unfilled, f"nothing fills {', '.join(unfilled)}" if unfilled else "all filled",
         f"give them values in the mapping file, [target.fixed]: {', '.join(unfilled)}",
     )  # fmt: skip
-    for name, template in target.facts.items():
-        if template.text == "{amount_usd}" and name in columns:
+    for name in ledger.amount_columns(target):
+        if name in columns:
             kind = columns[name].full_type
-            good = _holds_cents(kind)
-            yield Finding(
-                f"amount column {name}", good, kind, f"ALTER TABLE {table} ALTER COLUMN {name} TYPE numeric(18,2)"
-            )
+            fix = f"ALTER TABLE {table} ALTER COLUMN {name} TYPE numeric(18,2)"
+            yield Finding(f"amount column {name}", ledger.holds_cents(kind), kind, fix)
     unique = ledger.has_unique_identifier(connection, target)
     where = f" WHERE {target.unique_where}" if target.unique_where else ""
     yield Finding(
@@ -193,13 +190,6 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         ):
             yield Finding(f"updating {table}.{name}", False, "not allowed",
                           f"GRANT UPDATE ({name}) ON {table} TO {connection.info.user};")  # fmt: skip
-
-
-def _holds_cents(kind: str) -> bool:
-    if kind in ("numeric", "text", "money") or kind.startswith("character"):
-        return True
-    match = re.fullmatch(r"numeric\(\d+,(-?\d+)\)", kind)
-    return match is not None and int(match[1]) >= 2
 
 
 def _check_topics(settings: Settings, kafka_log: logging.Logger) -> Iterator[Finding]:

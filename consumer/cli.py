@@ -11,7 +11,9 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, NoReturn
 
+import psycopg
 import typer
+from confluent_kafka import KafkaException
 from rich.console import Console
 from rich.table import Table
 
@@ -194,6 +196,10 @@ def main() -> NoReturn:
         _fail(outage.message, UNAVAILABLE)
     except MigrationError as error:
         _fail(str(error), UNAVAILABLE)
+    except psycopg.Error as error:
+        _fail(error.diag.message_primary or str(error).strip(), UNAVAILABLE)
+    except KafkaException as error:
+        _fail(f"Kafka: {error.args[0].str()}", UNAVAILABLE)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

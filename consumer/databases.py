@@ -44,7 +44,8 @@ class Databases:
 
         Raises `Broken` for any error of the database, at commit too, and `Outage` when it cannot be reached.
         """
-        with self._transaction(self._invoices, partitions) as connection:
+        with self._transaction(self._invoices) as connection:
+            _wait_for_orphans(connection, partitions, self._invoices.database)
             yield connection
 
     @contextmanager
@@ -53,7 +54,8 @@ class Databases:
         if self._cfo is None:
             yield invoices
             return
-        with self._transaction(self._cfo, partitions) as connection:
+        with self._transaction(self._cfo) as connection:
+            _wait_for_orphans(connection, partitions, self._cfo.database, ledger=True)
             yield connection
 
     def ledger(self, connection: Connection) -> Ledger:
@@ -70,17 +72,18 @@ class Databases:
             self._cfo.close()
 
     @contextmanager
-    def _transaction(self, session: Session, partitions: Sequence[Partition]) -> Iterator[Connection]:
+    def _transaction(self, session: Session) -> Iterator[Connection]:
         try:
             with session.connection() as connection, connection.transaction():
-                _wait_for_orphans(connection, partitions, session.database)
                 yield connection
         except psycopg.Error as error:
             raise Broken(session.database, error) from error
 
 
-def _wait_for_orphans(connection: Connection, partitions: Sequence[Partition], database: str) -> None:
+def _wait_for_orphans(
+    connection: Connection, partitions: Sequence[Partition], database: str, *, ledger: bool = False
+) -> None:
     try:
-        store.lock_partitions(connection, partitions)
+        store.lock_partitions(connection, partitions, ledger=ledger)
     except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
         raise Outage("partition-busy", f"{database}: an earlier session still works on our partitions") from error

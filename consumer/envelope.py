@@ -200,8 +200,8 @@ def _fault_of(error: ValidationError) -> RecordFault:
 def _shown(found: object) -> str:
     try:
         return repr(found)[:80]
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        return "a number too long to print"
+    except (ValueError, RecursionError):  # integers of thousands of digits, nesting of thousands of levels
+        return "something too long to print"
 
 
 def _names(body: dict[str, Any]) -> str:

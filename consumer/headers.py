@@ -168,9 +168,9 @@ def _iso(moment: datetime | None) -> str | None:
 def _time(text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text or "")
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _integer(text: str | None) -> int | None:
@@ -179,5 +179,6 @@ def _integer(text: str | None) -> int | None:
 
 
 def _bounded(text: str, limit: int) -> str:
-    encoded = text.encode("utf-8", "replace")
-    return text if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+    encoded = text.encode("utf-8", "replace")  # a lone surrogate is no UTF-8
+    short = encoded if len(encoded) <= limit else encoded[: limit - 3]
+    return short.decode("utf-8", "ignore") + ("" if short is encoded else "…")

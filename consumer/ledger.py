@@ -6,6 +6,7 @@ type without its length or scale, so that PostgreSQL refuses what is too long in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -58,6 +59,19 @@ def has_unique_identifier(connection: Connection, target: Target) -> bool:
         (_quoted(target.table), target.identifier),
     ).fetchone()
     return bool(row and row[0])
+
+
+def amount_columns(target: Target) -> list[str]:
+    """The columns that take the amount."""
+    return [name for name, template in target.columns.items() if template.text == "{amount_usd}"]
+
+
+def holds_cents(full_type: str) -> bool:
+    """Whether a column of this type keeps an amount exact to the cent: PostgreSQL would round it without a word."""
+    if full_type in ("numeric", "text", "money", "double precision") or full_type.startswith("character"):
+        return True
+    match = re.fullmatch(r"numeric\(\d+,(-?\d+)\)", full_type)
+    return match is not None and int(match[1]) >= 2
 
 
 class Ledger:
@@ -134,6 +148,9 @@ class Ledger:
             raise Outage(
                 "schema", f"table {target.table!r} has no column {', '.join(missing)} (mapping file, [target])"
             )
+        for name in amount_columns(target):
+            if not holds_cents(columns[name].full_type):
+                raise Outage("schema", f"{target.table}.{name} is {columns[name].full_type}: it cannot hold cents")
         return cls(target, columns, is_unique=has_unique_identifier(connection, target))
 
     def lock(self, connection: Connection) -> None:

@@ -45,7 +45,7 @@ class NotPaid:
 
 @dataclass(frozen=True, slots=True)
 class Faulted:
-    """The invoice was not booked. `seen` is the version of its mapping row at that moment, if it was read."""
+    """The invoice was not booked. `seen` is the version of its mapping row at that moment; None if it had none."""
 
     invoice_id: int
     fault: Fault

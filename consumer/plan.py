@@ -225,9 +225,10 @@ def _amount(text: str | None) -> Decimal:
         raise RecordFault("amount-invalid", f"amount_usd is {amount}")
     if amount <= 0:
         raise RecordFault("amount-not-positive", f"amount_usd is {amount}, must be above 0")
-    if len(text) > _EXACT.prec - 2:
-        raise RecordFault("amount-invalid", f"amount_usd has {len(text)} digits")
-    cents = amount.quantize(CENT, context=_EXACT)
+    try:
+        cents = amount.quantize(CENT, context=_EXACT)
+    except InvalidOperation as error:
+        raise RecordFault("amount-invalid", f"amount_usd has more than {_EXACT.prec} digits") from error
     if amount != cents:
         raise RecordFault("amount-not-cents", f"amount_usd is {amount}, more exact than a cent")
     return cents
@@ -239,6 +240,6 @@ def _paid_at(invoice: Invoice) -> datetime:
         raise Transient("paid-at-not-there", "paid_at is empty and no confirmed payment dates the invoice yet")
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise RecordFault("paid-at-invalid", f"paid_at is {text[:40]!r}") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, assert_never
 
@@ -43,6 +43,7 @@ class _Run:
     partitions: Sequence[Partition]
     keepalive: Callable[[], None]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    seen: dict[int, str] = field(default_factory=dict)
     suspects: dict[int, Fault] = field(default_factory=dict)
 
     @property
@@ -114,7 +115,10 @@ class CFOSyncService:
         for invoice_id in held:
             locked = Transient("row-locked", f"the row of invoice {invoice_id} is locked by another session")
             run.outcomes[invoice_id] = Faulted(invoice_id, locked)
-        return run.outcomes
+        return {
+            invoice_id: replace(each, seen=run.seen.get(invoice_id)) if isinstance(each, Faulted) else each
+            for invoice_id, each in run.outcomes.items()
+        }
 
     def _bisect(self, run: _Run, ids: Sequence[int]) -> list[int]:
         """Try a set; when it fails, its halves, until each bad record stands alone. Gives the ids locked by others."""
@@ -193,7 +197,7 @@ class CFOSyncService:
         while True:
             self.transactions += 1
             try:
-                return self._bookkeeper.book(run.attempts, ids, run.partitions)
+                return self._bookkeeper.book(run.attempts, ids, run.partitions, run.seen)
             except ledger.Raced as error:
                 tries -= 1
                 if tries <= 0:

@@ -119,6 +119,9 @@ class Limits:
     tcp: int = 20
 
 
+_LOGIN_REFUSED: Final = ("authentication failed", "no pg_hba.conf entry", "no password supplied", 'role "')
+
+
 class Session:
     """One connection to one database, opened when needed and opened again after it broke. Not thread-safe.
 
@@ -170,8 +173,10 @@ class Session:
                 tcp_user_timeout=limits.tcp * 1000,
             )
         except psycopg.Error as error:
-            reason = "login" if (error.sqlstate or "").startswith("28") else "unreachable"
-            raise Outage(reason, f"{self.database}: {str(error).strip()[:500]}") from error
+            # libpq gives no SQLSTATE for a connection that was refused: only its text tells.
+            text = str(error).strip()[:500]
+            reason = "login" if any(sign in text for sign in _LOGIN_REFUSED) else "unreachable"
+            raise Outage(reason, f"{self.database}: {text}") from error
         settings = {
             "TimeZone": "UTC",
             "DateStyle": "ISO, YMD",

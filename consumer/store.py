@@ -90,13 +90,15 @@ def touch(connection: Connection) -> None:
         connection.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(table)))
 
 
-def lock_partitions(connection: Connection, partitions: Iterable[Partition]) -> None:
+def lock_partitions(connection: Connection, partitions: Iterable[Partition], *, ledger: bool = False) -> None:
     """Wait until no other session applies records of these partitions; held until the transaction ends.
 
     A killed consumer's backend can live until its statement ends, with its row locks: its successor waits here
-    instead of taking those locks for somebody else's. Taken in order, so that two of us never wait in a circle.
+    instead of taking those locks for somebody else's. Taken in order, so that two of us never wait in a circle. The ledger's session has locks of its own:
+    both sessions may be in the same database, and must not wait for each other.
     """
-    keys = sorted((zlib.crc32(topic.encode()) - 2**31, number) for topic, number in set(partitions))
+    salt = b"ledger:" if ledger else b""
+    keys = sorted((zlib.crc32(salt + topic.encode()) - 2**31, number) for topic, number in set(partitions))
     if keys:
         connection.execute(
             "SELECT pg_advisory_xact_lock(v.topic, v.number) FROM unnest(%s::int[], %s::int[]) AS v (topic, number)",
@@ -169,7 +171,9 @@ def repair_synced(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 def complete(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """The guide's last step: the invoices' status becomes `complete`."""
-    connection.execute("UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s::bigint[])", (number_array(invoice_ids),))
+    connection.execute(
+        "UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s::bigint[])", (number_array(invoice_ids),)
+    )
 
 
 def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from consumer.service import CFOSyncService
-from consumer.settings import Settings
+from consumer.settings import Settings, load
 from deploy.local.preparation import prepare_database
 from deploy.local.stack import Stack
 from psycopg import sql
@@ -77,7 +77,7 @@ def settings(request: pytest.FixtureRequest, postgres: Stack, dsn: str) -> Setti
 
 def make_settings(dsn: str, **overrides: Any) -> Settings:
     """Settings as `load` would make them, from arguments alone."""
-    return Settings(_env_file=None, invoice_dsn=dsn, **overrides)
+    return load(_env_file=None, invoice_dsn=dsn, **overrides)
 
 
 @pytest.fixture

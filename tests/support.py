@@ -32,7 +32,7 @@ class InvoiceSystem:
 
     def client(self, name: str) -> int:
         """The client's id; the client is made if it is new."""
-        return self._one(
+        return self._one_id(
             "INSERT INTO crypto_clients (name) VALUES (%s) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id",
             name,
         )
@@ -56,7 +56,7 @@ class InvoiceSystem:
         } | columns
         names = ", ".join(row)
         marks = ", ".join(["%s"] * len(row))
-        return self._one(f"INSERT INTO crypto_invoices ({names}) VALUES ({marks}) RETURNING id", *row.values())
+        return self._one_id(f"INSERT INTO crypto_invoices ({names}) VALUES ({marks}) RETURNING id", *row.values())
 
     def mark_invoice_as_paid(
         self, invoice_id: int, tx_hash: str | None = None, paid_at: datetime | None = None
@@ -125,6 +125,9 @@ class InvoiceSystem:
     def value(self, query: str, *parameters: Any) -> Any:
         """The single value of a query."""
         return self._one(query, *parameters)
+
+    def _one_id(self, query: str, *parameters: Any) -> int:
+        return int(self._one(query, *parameters))
 
     def _one(self, query: str, *parameters: Any) -> Any:
         row = self.connection.execute(query.encode(), parameters or None).fetchone()

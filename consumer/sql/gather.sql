@@ -34,7 +34,7 @@ LEFT JOIN (
         (array_agg(currency ORDER BY coalesce(confirmed_at, detected_at) DESC NULLS LAST, id DESC))[1] AS currency,
         sum(amount_received) AS amount_received
     FROM crypto_payment_transactions
-    WHERE invoice_id = ANY(%(ids)s::bigint[]) AND lower(status) = 'confirmed'
+    WHERE invoice_id = ANY(%(ids)s::bigint[]) AND lower(status::text) = 'confirmed'
     GROUP BY invoice_id
 ) p ON p.invoice_id = i.id
 LEFT JOIN crypto_invoice_cfo_sync s ON s.invoice_id = i.id

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from consumer.settings import Settings
+from consumer.settings import load
 from deploy.local.connector import delete_connector
 from deploy.local.ports import choose_port
 from deploy.local.preparation import prepare
@@ -133,7 +133,7 @@ class Pipeline:
                 **settings,
             },
         )
-        self.settings = Settings(
+        self.settings = load(
             _env_file=None,
             **{
                 name.removeprefix("CFO_SYNC_").lower(): value

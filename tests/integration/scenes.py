@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg import Connection, sql
+from psycopg.conninfo import conninfo_to_dict
+
 from consumer import mapping
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
-from psycopg import Connection, sql
-from psycopg.conninfo import conninfo_to_dict
 from tests.support import InvoiceSystem, LedgerView
 
 _names = itertools.count(1)

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+
 from consumer.faults import Outage, RecordFault, Transient
 from consumer.outcomes import Booked, Faulted, NotPaid
 from consumer.service import CFOSyncService
@@ -224,8 +225,12 @@ def test_an_invoice_without_a_client_is_a_fault_of_the_record(
 def test_an_amount_that_cannot_be_booked_is_a_fault_of_the_record(
     service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, amount: Any, code: str
 ) -> None:
-    execute(invoice_dsn(settings), "DROP VIEW v_crypto_invoices_pending_sync CASCADE",
-            "DROP VIEW v_crypto_invoices_synced", "ALTER TABLE crypto_invoices ALTER amount_usd TYPE numeric")  # fmt: skip
+    execute(
+        invoice_dsn(settings),
+        "DROP VIEW v_crypto_invoices_pending_sync CASCADE",
+        "DROP VIEW v_crypto_invoices_synced",
+        "ALTER TABLE crypto_invoices ALTER amount_usd TYPE numeric",
+    )
     bad = invoices.create_test_invoice(amount=amount, status="paid", paid_at="2025-10-01")
     good = invoices.paid_invoice(amount=Decimal("100.000"))
 

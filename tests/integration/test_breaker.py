@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from consumer.faults import Outage
 from consumer.outcomes import Booked, Faulted
 from consumer.service import CFOSyncService
@@ -35,9 +36,7 @@ def test_so_many_database_faults_in_a_row_are_an_outage(
     assert invoices.rows("SELECT * FROM crypto_invoice_cfo_sync") == []
 
 
-def test_they_are_counted_over_several_calls(
-    service: CFOSyncService, invoices: InvoiceSystem, poison: str
-) -> None:
+def test_they_are_counted_over_several_calls(service: CFOSyncService, invoices: InvoiceSystem, poison: str) -> None:
     ids = invoices.paid_invoices(4, amount="666.66")
     for invoice_id in ids[:3]:
         assert isinstance(service.sync({invoice_id: 0})[invoice_id], Faulted)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
+
 from consumer import mapping
 from consumer.faults import RecordFault
 from consumer.outcomes import Booked, Faulted, Outcome, Settled
@@ -47,9 +48,9 @@ def test_eight_threads_that_sync_one_invoice_book_it_once(
         services = [stack.enter_context(CFOSyncService(settings)) for _ in range(8)]
         sweeps = [Sweep(settings, service, time.monotonic) for service in services]
         works: list[Callable[[int], object]] = [
-            *(lambda each, n=n: as_the_worker_does(services[n], each, n) for n in range(4)),  # type: ignore[misc]
-            *(lambda each, n=n: services[n].sync_invoice_to_cfo(each) for n in range(4, 6)),  # type: ignore[misc]
-            *(lambda each, n=n: sweeps[n].step() for n in range(6, 8)),  # type: ignore[misc]
+            *(lambda each, n=n: as_the_worker_does(services[n], each, n) for n in range(4)),
+            *(lambda each, n=n: services[n].sync_invoice_to_cfo(each) for n in range(4, 6)),
+            *(lambda each, n=n: sweeps[n].step() for n in range(6, 8)),
         ]
 
         def run(work: Callable[[int], object]) -> None:
@@ -104,7 +105,8 @@ def test_an_accountant_who_books_the_same_invoice_this_moment_is_not_doubled(
     def book_by_hand() -> None:
         for number in reversed(numbers):
             ledger.execute(
-                "INSERT INTO transactions (date, amount, identifier) VALUES (now(), 100, %s) ON CONFLICT DO NOTHING", number
+                "INSERT INTO transactions (date, amount, identifier) VALUES (now(), 100, %s) ON CONFLICT DO NOTHING",
+                number,
             )
 
     with CFOSyncService(settings) as service, ThreadPoolExecutor(1) as pool:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import invoice_dsn, ledger_dsn
@@ -57,7 +58,7 @@ def test_the_service_of_the_guides_manual_retry_takes_its_settings_from_the_envi
     assert ledger.count() == 1
 
 
-# -- the guide's statements, each as printed there; templates with their values put in -----------------------------------
+# -- the guide's statements, each as printed there; templates with their values put in -------------------------------
 
 CHECK_IF_SYNCED = "SELECT * FROM crypto_invoice_cfo_sync WHERE invoice_id = ?"
 
@@ -272,7 +273,8 @@ def test_metric_success_rate_is_a_percentage_of_the_mapping_rows(scene: Scene) -
 
 def test_metric_pending_syncs_counts_each_invoice_once(scene: Scene) -> None:
     scene.invoices.connection.execute(
-        "INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, status) VALUES (%s, '0x2nd', 'confirmed')",
+        "INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, status)"
+        " VALUES (%s, '0x2', 'confirmed')",
         [scene.pending],
     )
     assert scene.ask(PENDING_SYNCS) == [{"count": 3}]

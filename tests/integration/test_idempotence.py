@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+
 from consumer.faults import RecordFault
 from consumer.outcomes import Booked, Faulted, Settled
 from consumer.service import CFOSyncService
@@ -96,8 +97,8 @@ def test_an_accountants_judgements_survive_redelivery_and_reopening(
     invoice_id = invoices.paid_invoice(invoice_number=NUMBER)
     service.sync_invoice_to_cfo(invoice_id)
     ledger.execute(
-        "UPDATE transactions SET classified_entity = 'Delta Chile', business_unit = 'Chile', transaction_type = 'Other',"
-        " classification_reason = 'as agreed', confidence = 0.5"
+        "UPDATE transactions SET classified_entity = 'Delta Chile', business_unit = 'Chile',"
+        " transaction_type = 'Other', classification_reason = 'as agreed', confidence = 0.5"
     )
 
     service.sync_invoice_to_cfo(invoice_id)

@@ -1,4 +1,4 @@
-"""Rows that others hold, and orphans of our own: whom we wait for, how long, and what becomes of the rest of the set."""
+"""Rows that others hold, and orphans of our own: whom we wait for, how long, and what becomes of the rest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
+
 from consumer import store
 from consumer.faults import Outage, Transient
 from consumer.outcomes import Booked, Faulted, NotPaid
@@ -159,7 +160,7 @@ def test_an_orphan_in_the_cfo_database_is_waited_for_too(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     with another_session(ledger_dsn(settings)) as orphan, ThreadPoolExecutor(1) as pool:
-        store.lock_partitions(orphan, [PARTITION])
+        store.lock_partitions(orphan, [PARTITION], ledger=settings.cfo_dsn is not None)
         syncing = pool.submit(service.sync, {invoice_id: 0}, partitions=[PARTITION])
         wait_until(lambda: waits_for_lock(ledger_dsn(settings)))
         orphan.rollback()

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+
 from consumer.faults import Outage
 from consumer.service import CFOSyncService
 from consumer.settings import Settings

@@ -1,4 +1,4 @@
-"""The migrations, on fresh databases, on the guide's own tables with rows, and on databases that are not the right one."""
+"""The migrations: on fresh databases, on the guide's own tables with rows, and on databases that are the wrong ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+
 from consumer.migrations import MigrationError, migrate, pending
 from consumer.service import CFOSyncService
 from deploy.local.preparation import create_reference_tables
 from deploy.local.stack import Stack
-from psycopg.conninfo import make_conninfo
 from tests.conftest import make_database, make_settings
 from tests.integration.scenes import execute
 from tests.support import InvoiceSystem, LedgerView
@@ -89,8 +90,9 @@ def test_the_guides_own_tables_are_brought_up_to_date_and_keep_their_rows(fresh:
     execute(
         fresh,
         *GUIDES_TABLES,
-        "INSERT INTO crypto_invoice_cfo_sync (invoice_id, cfo_transaction_id, sync_status, sync_timestamp, entity_mapped)"
-        f" VALUES ({done}, {key}, 'SYNCED', '2025-01-31 10:00', 'Delta'), ({failed}, NULL, 'failed', NULL, NULL)",
+        "INSERT INTO crypto_invoice_cfo_sync (invoice_id, cfo_transaction_id, sync_status, sync_timestamp,"
+        f" entity_mapped) VALUES ({done}, {key}, 'SYNCED', '2025-01-31 10:00', 'Delta'),"
+        f" ({failed}, NULL, 'failed', NULL, NULL)",
         f"INSERT INTO crypto_cfo_sync_log (invoice_id, sync_status) VALUES ({done}, 'synced')",
     )
 
@@ -145,7 +147,6 @@ def test_a_missing_column_of_the_invoice_tables_is_named(fresh: str) -> None:
     execute(fresh, "ALTER TABLE crypto_invoices DROP COLUMN paid_at")
     with pytest.raises(MigrationError, match="table crypto_invoices lacks paid_at"):
         migrate(fresh)
-
 
 
 @pytest.mark.parametrize(

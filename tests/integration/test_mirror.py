@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from consumer.faults import RecordFault
 from consumer.outcomes import Faulted, Settled
 from consumer.service import CFOSyncService, fault_row
@@ -141,9 +142,7 @@ def test_a_complete_and_booked_invoice_with_a_wrong_mapping_is_repaired(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     first = service.sync_invoice_to_cfo(invoice_id)
-    invoices.connection.execute(
-        "UPDATE crypto_invoice_cfo_sync SET sync_status = %s, sync_error = 'late'", [wrong]
-    )
+    invoices.connection.execute("UPDATE crypto_invoice_cfo_sync SET sync_status = %s, sync_error = 'late'", [wrong])
     assert service.sync({invoice_id: 0}) == {invoice_id: Settled(invoice_id, needs_repair=True)}
     booked(invoices, ledger, invoice_id)
     assert service.sync_invoice_to_cfo(invoice_id) == first

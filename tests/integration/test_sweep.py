@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
 from consumer import store
 from consumer.faults import Outage
 from consumer.outcomes import Booked, Faulted
@@ -41,9 +42,11 @@ def clock() -> Clock:
 @pytest.fixture
 def sweep(settings: Settings, service: CFOSyncService, clock: Clock) -> Iterator[Sweep]:
     yield Sweep(settings, service, clock)
-    assert service.read(lambda connection: connection.execute(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").fetchone()) == (0,)  # fmt: skip
+    query = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+    )
+    assert service.read(lambda connection: connection.execute(query).fetchone()) == (0,)
 
 
 def missed_invoice(invoices: InvoiceSystem, minutes: float = 10, **columns: Any) -> int:
@@ -131,7 +134,7 @@ def test_more_than_a_batch_is_swept_batch_by_batch_without_a_pause(
     ids = [missed_invoice(invoices) for _ in range(7)]
     assert not sweep.is_due  # the first one comes after an interval
     clock.now += 301
-    swept = []
+    swept: list[list[int]] = []
     while sweep.is_due:
         swept.append(list(sweep.step()))
     assert swept == [ids[:3], ids[3:6], ids[6:]]

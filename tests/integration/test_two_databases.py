@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
+
 from consumer.faults import Outage, RecordFault
 from consumer.outcomes import Booked, Faulted
 from consumer.service import CFOSyncService

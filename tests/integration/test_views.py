@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+
 from consumer.service import CFOSyncService
 from tests.conftest import make_settings
 from tests.support import InvoiceSystem, LedgerView
