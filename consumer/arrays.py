@@ -1,7 +1,7 @@
 """PostgreSQL array literals, for sets of thousands of values.
 
-psycopg adapts lists element by element, which took most of the time of a batch; a literal is built ten times faster
-(measured: 2,000 invoices applied in 0.53 s before, 0.15 s after).
+psycopg adapts lists element by element, which took most of a batch's time: 2,000 invoices were applied in 0.53 s
+before, 0.17 s with these.
 """
 
 from __future__ import annotations

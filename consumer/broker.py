@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from consumer.faults import Outage
@@ -139,8 +139,17 @@ def _without(config: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, 
     return {name: value for name, value in config.items() if not name.startswith(prefixes)}
 
 
-def make_consumer(settings: Settings, logger: Any) -> Consumer:
-    """A consumer that commits nothing by itself, sees only committed records, and rebalances cooperatively."""
+def make_consumer(
+    settings: Settings,
+    logger: Any,
+    on_error: Callable[[KafkaError], None],
+    on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
+) -> Consumer:
+    """A consumer that commits nothing by itself, sees only committed records, and rebalances cooperatively.
+
+    While polling, `on_error` is called with what goes wrong on the way to the brokers, `on_commit` with the answer to
+    each asynchronous commit.
+    """
     config: dict[str, Any] = {
         "session.timeout.ms": 10_000,
         "heartbeat.interval.ms": 2_000,
@@ -159,6 +168,8 @@ def make_consumer(settings: Settings, logger: Any) -> Consumer:
         "enable.partition.eof": True,
         "partition.assignment.strategy": "cooperative-sticky",
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
+        "error_cb": on_error,
+        "on_commit": on_commit,
     }
     return Consumer(config, logger=logger)
 
@@ -183,8 +194,9 @@ def make_producer(settings: Settings, logger: Any) -> Producer:
 class Publisher:
     """Publishes records and waits until the brokers have confirmed each."""
 
-    def __init__(self, producer: Producer) -> None:
-        self._producer = producer
+    def __init__(self, make: Callable[[], Producer]) -> None:
+        self._make = make
+        self._producer = make()
 
     def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
         """Publish all, wait for all; gives those that were not confirmed, with the reason. Never raises for them."""
@@ -205,6 +217,10 @@ class Publisher:
             except (KafkaException, BufferError) as error:
                 failed[number] = str(error)
         self._producer.flush(15)
+        if failed:
+            # A producer with a fatal error never works again, and what it still holds must not arrive after all.
+            self._producer.purge()
+            self._producer = self._make()
         return [(publications[number], reason) for number, reason in sorted(failed.items())]
 
     def _produce(self, each: Publication, delivered: Callable[[KafkaError | None, Message], None]) -> None:

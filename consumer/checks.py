@@ -109,7 +109,7 @@ def _check_privileges(connection: Connection) -> Iterator[Finding]:
             name for name in privileges if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, name)
         ]
         yield Finding(
-            f"table {table}", not lacking, f"no privilege {', '.join(lacking)}" if lacking else "there, privileges suffice",
+            f"table {table}", not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
             f"GRANT {', '.join(lacking)} ON {table} TO {connection.info.user};",
         )  # fmt: skip
     if _one(connection, "SELECT to_regclass('crypto_invoices') IS NOT NULL"):
@@ -147,7 +147,8 @@ def _check_replication(connection: Connection) -> Iterator[Finding]:
     else:
         active, status, behind = slot
         good = bool(active) and status not in ("lost", "unreserved")
-        yield Finding(f"replication slot {SLOT}", good, f"{'active' if active else 'inactive'}, {behind} bytes behind, WAL {status}",
+        found = f"{'active' if active else 'inactive'}, {behind} bytes behind, WAL {status}"
+        yield Finding(f"replication slot {SLOT}", good, found,
                       "see the connector's state: curl $CONNECT_URL/connectors/cfo-sync-invoices/status")  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         yield Finding(f"CFO table {table}", False, "missing", "name it in the mapping file, [target] table")
         return
     missing = sorted({target.id, *target.columns} - columns.keys())
-    yield Finding(f"CFO table {table}", not missing, f"no column {', '.join(missing)}" if missing else "has all columns of the mapping",
+    found = f"no column {', '.join(missing)}" if missing else "has all columns"
+    yield Finding(f"CFO table {table}", not missing, found,
                   "correct the names in the mapping file, [target.*]")  # fmt: skip
     unfilled = [
         column.name
@@ -166,7 +168,8 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         if column.not_null and not column.has_default and column.name not in target.columns
     ]
     yield Finding(
-        f"NOT NULL columns of {table}", not unfilled, f"nothing fills {', '.join(unfilled)}" if unfilled else "all filled",
+        f"NOT NULL columns of {table}", not unfilled,
+        f"nothing fills {', '.join(unfilled)}" if unfilled else "all filled",
         f"give them values in the mapping file, [target.fixed]: {', '.join(unfilled)}",
     )  # fmt: skip
     for name in ledger.amount_columns(target):
@@ -177,7 +180,8 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
     unique = ledger.has_unique_identifier(connection, target)
     where = f" WHERE {target.unique_where}" if target.unique_where else ""
     yield Finding(
-        f"unique key on {table}.{target.identifier}", unique, "there" if unique else "missing: bookings are serialised instead",
+        f"unique key on {table}.{target.identifier}", unique,
+        "there" if unique else "missing: bookings are serialised instead",
         f"CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({target.identifier}){where};",
     )  # fmt: skip
     for privilege in ("SELECT", "INSERT"):

@@ -151,7 +151,8 @@ def status(invoice_id: InvoiceId, as_json: AsJson = False) -> None:
         _print_json(row)
     else:
         _print_table(
-            [row], "invoice_number invoice_status sync_status cfo_transaction_id sync_timestamp sync_error".split()
+            [row],
+            ["invoice_number", "invoice_status", "sync_status", "cfo_transaction_id", "sync_timestamp", "sync_error"],
         )
 
 

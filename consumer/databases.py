@@ -50,7 +50,7 @@ class Databases:
 
     @contextmanager
     def cfo(self, invoices: Connection, partitions: Sequence[Partition] = ()) -> Iterator[Connection]:
-        """The given transaction when the ledger is in the same database; else one in the CFO's, committed at the end."""
+        """The given transaction when the ledger is in the same database; else one in the CFO's."""
         if self._cfo is None:
             yield invoices
             return

@@ -86,7 +86,8 @@ class Story:
             self.invoices.execute(
                 "INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, amount_received, currency,"
                 " network, status, confirmations, required_confirmations, confirmed_at)"
-                " SELECT id, %s, amount_usd, crypto_currency, crypto_network, 'confirmed', 20, 20, now() AT TIME ZONE 'UTC' FROM crypto_invoices WHERE id = %s",
+                " SELECT id, %s, amount_usd, crypto_currency, crypto_network, 'confirmed', 20, 20, now() AT TIME ZONE 'UTC'"
+                " FROM crypto_invoices WHERE id = %s",
                 (f"0x{number}", invoice_id),
             )
             self.invoices.execute(
@@ -223,7 +224,7 @@ def _broken(story: Story) -> None:
         and story.transactions(number) == []
     )
     story.promise("A broken invoice goes to the dead letters at once, its bytes untouched", kept,
-                  f"{found.get('error-code')}, {sync.get('sync_status')}, retry_count {sync.get('retry_count')}")  # fmt: skip
+                  f"{found.get('error-code')}, {sync.get('sync_status')}, retries {sync.get('retry_count')}")  # fmt: skip
 
 
 def _locked(story: Story) -> None:
@@ -289,7 +290,8 @@ def _show(story: Story) -> None:
         client = story.rows(story.invoices, "SELECT name FROM crypto_clients WHERE id = %s", invoice["client_id"])
         invoices.add_row(
             number[-4:], client[0]["name"], str(invoice["amount_usd"] or ""), invoice["status"],
-            sync.get("sync_status", ""), str(sync.get("retry_count", "")), (sync.get("sync_error") or "").partition(":")[0],
+            sync.get("sync_status", ""), str(sync.get("retry_count", "")),
+            (sync.get("sync_error") or "").partition(":")[0],
         )  # fmt: skip
     ledger = Table("identifier", "USD", "entity", "business unit", "source", title="Transactions")
     for number in story.numbers:

@@ -83,7 +83,7 @@ def with_fault(
     trace: str,
     version: str,
 ) -> FailureHeaders:
-    """The same record, after one more fault: what describes the failure is replaced, what describes the origin stays."""
+    """The same record, after one more fault: what describes the failure is replaced, the origin stays."""
     return replace(
         headers,
         attempt=attempt,

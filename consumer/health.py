@@ -27,6 +27,7 @@ class Health:
         self._monotonic = monotonic
         self._beat = monotonic()
         self._outage: Outage | None = Outage("starting", "waiting for the dependencies")
+        self._broker_outage: Outage | None = None
         self._partitions = 0
 
     def beat(self) -> None:
@@ -36,6 +37,10 @@ class Health:
     def hold(self, outage: Outage | None) -> None:
         """The worker is on hold because of this, or not any more."""
         self._outage = outage
+
+    def broker(self, outage: Outage | None) -> None:
+        """No broker answers, or one does again."""
+        self._broker_outage = outage
 
     def assigned(self, partitions: int) -> None:
         """So many partitions are assigned to this consumer."""
@@ -48,7 +53,7 @@ class Health:
 
     def report(self) -> tuple[bool, dict[str, Any]]:
         """Whether it is ready, and why or why not."""
-        outage = self._outage
+        outage = self._outage or self._broker_outage
         body: dict[str, Any] = {"ready": outage is None and self.is_alive, "assigned_partitions": self._partitions}
         if outage is not None:
             body |= {"hold": outage.reason, "detail": outage.message}

@@ -54,8 +54,10 @@ def has_unique_identifier(connection: Connection, target: Target) -> bool:
     A partial one counts whatever its condition is: `cfo-sync check` compares it with the mapping file's.
     """
     row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_index x JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
-        " WHERE x.indrelid = to_regclass(%s) AND x.indisunique AND x.indisvalid AND x.indnkeyatts = 1 AND a.attname = %s)",
+        "SELECT EXISTS (SELECT FROM pg_index x"
+        " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
+        " WHERE x.indrelid = to_regclass(%s) AND x.indisunique AND x.indisvalid AND x.indnkeyatts = 1"
+        " AND a.attname = %s)",
         (_quoted(target.table), target.identifier),
     ).fetchone()
     return bool(row and row[0])
@@ -108,7 +110,8 @@ class Ledger:
         names = [*self._varying, *self._constant]
         slots = [sql.Identifier(f"v{number}") for number in range(len(self._varying))]
         self._insert = sql.SQL(
-            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS v ({}) ON CONFLICT DO NOTHING RETURNING {}::text, {}::text"
+            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS v ({})"
+            " ON CONFLICT DO NOTHING RETURNING {}::text, {}::text"
         ).format(
             table,
             sql.SQL(", ").join(map(sql.Identifier, names)),
@@ -123,7 +126,8 @@ class Ledger:
         )
         facts = [(sql.Identifier(name), cast(name, sql.Identifier(f"f{n}"))) for n, name in enumerate(self._facts)]
         self._refresh = sql.SQL(
-            "UPDATE {} AS t SET {} FROM unnest({}) AS v (k, {}) WHERE t.{} = {} AND ({}) IS DISTINCT FROM ({}) RETURNING t.{}::text"
+            "UPDATE {} AS t SET {} FROM unnest({}) AS v (k, {})"
+            " WHERE t.{} = {} AND ({}) IS DISTINCT FROM ({}) RETURNING t.{}::text"
         ).format(
             table,
             sql.SQL(", ").join(sql.SQL("{} = {}").format(name, value) for name, value in facts),

@@ -182,7 +182,7 @@ def decide(drafts: Sequence[Draft], ledger: Sequence[LedgerRow], taken: Dict[str
         if holder != each.invoice_id:
             steps[each.invoice_id] = RecordFault(
                 "identifier-taken",
-                f"Identifier {each.identifier!r} belongs to invoice {holder}: booking it again would overwrite that revenue",
+                f"Identifier {each.identifier!r} belongs to invoice {holder}, whose revenue must not be overwritten",
             )
         else:
             steps[each.invoice_id] = _place(each, by_identifier.get(each.identifier, []), by_key)

@@ -58,16 +58,15 @@ def run(settings: Settings) -> None:
             try:
                 server = health.serve(state, metrics.registry, settings.metrics_host, settings.metrics_port)
             except OSError as error:
-                raise SettingsError(
-                    f"CFO_SYNC_METRICS_PORT: cannot listen on {settings.metrics_host}:{settings.metrics_port}: {error.strerror}"
-                ) from error
+                where = f"{settings.metrics_host}:{settings.metrics_port}"
+                raise SettingsError(f"CFO_SYNC_METRICS_PORT: cannot listen on {where}: {error.strerror}") from error
             _LOG.info("serving /metrics, /healthz and /readyz", host=settings.metrics_host, port=server.server_port)
         if not _wait_for_dependencies(settings, service, state, stop, kafka_log):
             return
         worker = Worker(
             settings,
-            broker.make_consumer(settings, kafka_log),
-            broker.Publisher(broker.make_producer(settings, kafka_log)),
+            lambda on_error, on_commit: broker.make_consumer(settings, kafka_log, on_error, on_commit),
+            broker.Publisher(lambda: broker.make_producer(settings, kafka_log)),
             Pipeline(settings, service),
             Sweep(settings, service, time.monotonic),
             metrics,

@@ -82,11 +82,18 @@ class LogRow:
     response_data: str | None
 
 
+_TABLES: Final = (
+    "crypto_invoices",
+    "crypto_clients",
+    "crypto_payment_transactions",
+    "crypto_invoice_cfo_sync",
+    "crypto_cfo_sync_log",
+)
+
+
 def touch(connection: Connection) -> None:
     """Read nothing from each table that we use: an error says which is missing or forbidden."""
-    for table in (
-        "crypto_invoices", "crypto_clients", "crypto_payment_transactions", "crypto_invoice_cfo_sync", "crypto_cfo_sync_log"
-    ):  # fmt: skip
+    for table in _TABLES:
         connection.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(table)))
 
 
@@ -94,8 +101,9 @@ def lock_partitions(connection: Connection, partitions: Iterable[Partition], *, 
     """Wait until no other session applies records of these partitions; held until the transaction ends.
 
     A killed consumer's backend can live until its statement ends, with its row locks: its successor waits here
-    instead of taking those locks for somebody else's. Taken in order, so that two of us never wait in a circle. The ledger's session has locks of its own:
-    both sessions may be in the same database, and must not wait for each other.
+    instead of taking those locks for somebody else's. Taken in order, so that two of us never wait in a circle.
+    The ledger's session has locks of its own: both sessions may be in the same database, and must not wait for each
+    other.
     """
     salt = b"ledger:" if ledger else b""
     keys = sorted((zlib.crc32(salt + topic.encode()) - 2**31, number) for topic, number in set(partitions))
@@ -115,7 +123,8 @@ def gather(connection: Connection, ids: Sequence[int]) -> Gathered:
     wanted = {"ids": number_array(ids)}
     with connection.pipeline():
         locks = connection.execute(
-            "SELECT id::bigint FROM crypto_invoices WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
+            "SELECT id::bigint FROM crypto_invoices WHERE id = ANY(%(ids)s::bigint[])"
+            " ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
             wanted,
         )
         rows = connection.execute(_GATHER, wanted).fetchall()
@@ -133,7 +142,8 @@ def holders(
 ) -> tuple[dict[str, int], dict[int, int]]:
     """Which invoices' mapping rows hold these identifiers, and which these ledger rows."""
     rows = connection.execute(
-        "SELECT cfo_identifier, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync WHERE cfo_identifier = ANY(%s::text[])"
+        "SELECT cfo_identifier, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync"
+        " WHERE cfo_identifier = ANY(%s::text[])"
         " UNION ALL SELECT NULL, cfo_transaction_id, invoice_id FROM crypto_invoice_cfo_sync"
         " WHERE cfo_transaction_id = ANY(%s::bigint[])",
         (text_array(identifiers), number_array(transaction_ids)),

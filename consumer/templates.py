@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 FIELDS: Final = frozenset(
-    "invoice_id invoice_number identifier client_name billing_period description amount_usd crypto_currency "
-    "crypto_amount crypto_network transaction_hash amount_received paid_at "
-    "entity business_unit category subcategory".split()
-)
+    {
+        "invoice_id", "invoice_number", "identifier", "client_name", "billing_period", "description",
+        "amount_usd", "crypto_currency", "crypto_amount", "crypto_network", "transaction_hash", "amount_received",
+        "paid_at", "entity", "business_unit", "category", "subcategory",
+    }
+)  # fmt: skip
 
 # A name space of our own, so that a text key made from an invoice number collides with nobody else's.
 _KEYS: Final = uuid.UUID("0c4d7c3c-95a4-4f43-9a51-5d2b6d1c4c8e")

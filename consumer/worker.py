@@ -29,10 +29,15 @@ from consumer.sweep import Sweep
 
 Key: TypeAlias = tuple[str, int]  # topic, partition
 
+MakeConsumer: TypeAlias = Callable[
+    [Callable[[KafkaError], None], Callable[[KafkaError | None, list[TopicPartition]], None]], Consumer
+]
+
 _LOG: Final = structlog.get_logger("worker")
 
 _IDLE_SECONDS: Final = 1.0  # longest wait for a first record
 _GATHER_SECONDS: Final = 0.02  # wait for more records of the same batch
+_ASK_BROKER_SECONDS: Final = 3.0  # between questions whether a broker answers again
 _KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
 _LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
 
@@ -74,7 +79,7 @@ class Worker:
     def __init__(
         self,
         settings: Settings,
-        consumer: Consumer,
+        make_consumer: MakeConsumer,
         publisher: Publisher,
         pipeline: Pipeline,
         sweep: Sweep,
@@ -86,7 +91,7 @@ class Worker:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._consumer = consumer
+        self._consumer = make_consumer(self._broker_failed, self._committed)
         self._publisher = publisher
         self._pipeline = pipeline
         self._sweep = sweep
@@ -97,6 +102,8 @@ class Worker:
         self._hold: Hold | None = None
         self._hold_backoff = Backoff(0.5, 30, uniform)
         self._publish_backoff = Backoff(1, 30, uniform)
+        self._broker_asked_at: float | None = None  # when we last asked for it, while no broker answers
+        self._committing = False
         self._stopping = False
         self._last_poll = self._last_commit = monotonic()
 
@@ -111,12 +118,14 @@ class Worker:
         try:
             while not self._stopping:
                 self._step()
-            self._commit()
+            self._commit_before_leaving(patience=5)
         finally:
             self._consumer.close()
 
     def _step(self) -> None:
         self._health.beat()
+        if self._broker_asked_at is not None:
+            self._ask_for_broker(self._broker_asked_at)
         self._unpark()
         if self._hold is not None:
             self._keep_holding(self._hold)
@@ -134,7 +143,7 @@ class Worker:
     # -- a batch -------------------------------------------------------------------------------------------------------
 
     def _poll(self) -> list[Message]:
-        """A first record as soon as there is one, and what else is there; `consume` alone would wait for a full batch."""
+        """A first record as soon as there is one, and what else is there: `consume` waits for a full batch."""
         first = self._consumer.poll(self._patience())
         self._last_poll = self._monotonic()
         if first is None:
@@ -203,7 +212,7 @@ class Worker:
             self._publish_backoff.reset()
         self._metrics.hold.labels("publish").set(1 if stuck else 0)
         self._report(batch, handled)
-        if handled.had_work or self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
+        if handled.had_work:
             self._commit()
 
     def _pass_markers(self) -> None:
@@ -215,24 +224,39 @@ class Worker:
         state.ends.clear()
 
     def _commit(self) -> None:
-        """Commit the offsets of what is done. A failure costs nothing but doing it again."""
-        state = self._partitions
-        self._last_commit = self._monotonic()
-        if not state.done:
-            return
-        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in state.done.items()]
-        try:
-            results = self._consumer.commit(offsets=offsets, asynchronous=False) or []
-        except KafkaException as error:
-            _LOG.warning("offsets not committed, will be again", error=error.args[0].str())
-            return
-        for result in results:
-            if result.error is not None:
-                _LOG.warning(
-                    "offset not committed", topic=result.topic, partition=result.partition, error=str(result.error)
-                )
-        state.done.clear()
-        self._metrics.last_success.set_to_current_time()
+        """Send the offsets of what is done, unless some are on their way; `_committed` hears of them.
+
+        Not waited for: while no broker answers that would stop the polling, and a failure costs nothing but doing the
+        work again.
+        """
+        if self._partitions.done and not self._committing:
+            self._consumer.commit(offsets=self._offsets(), asynchronous=True)
+            self._committing = True
+            self._last_commit = self._monotonic()
+
+    def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """The broker's answer. What it did not take stays among what is to be committed."""
+        self._committing = False
+        done = self._partitions.done
+        for each in offsets:
+            failure = error or each.error
+            if failure is not None:
+                _LOG.warning("offset not committed", topic=each.topic, partition=each.partition, error=str(failure))
+            elif done.get((each.topic, each.partition)) == each.offset:
+                del done[each.topic, each.partition]
+        if error is None:
+            self._metrics.last_success.set_to_current_time()
+
+    def _commit_before_leaving(self, patience: float) -> None:
+        """Commit and wait for the answer, but not for ever."""
+        deadline = self._monotonic() + patience
+        self._pause(self._partitions.assigned)
+        while (self._partitions.done or self._committing) and self._monotonic() < deadline:
+            self._commit()
+            self._rewind(self._consumer.poll(0.05))
+
+    def _offsets(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, number, offset) for (topic, number), offset in self._partitions.done.items()]
 
     def _keepalive(self) -> None:
         """Between the transactions of a long batch: poll, so that the group does not take us for dead."""
@@ -297,6 +321,29 @@ class Worker:
         self._health.hold(None)
         self._resume(self._partitions.assigned - self._partitions.parked.keys())
 
+    # -- the broker ----------------------------------------------------------------------------------------------------
+
+    def _broker_failed(self, error: KafkaError) -> None:
+        """librdkafka goes on trying by itself; here it is only told."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._broker_asked_at is None:
+            _LOG.error("no broker answers", detail=error.str())
+            self._broker_asked_at = self._monotonic()
+            self._metrics.hold.labels("broker").set(1)
+            self._health.broker(Outage("broker", error.str()))
+
+    def _ask_for_broker(self, asked_at: float) -> None:
+        if self._monotonic() - asked_at < _ASK_BROKER_SECONDS:
+            return
+        self._broker_asked_at = self._monotonic()
+        try:
+            self._consumer.list_topics(self._settings.source_topic, 2)
+        except KafkaException:
+            return
+        self._broker_asked_at = None
+        _LOG.warning("a broker answers again")
+        self._metrics.hold.labels("broker").set(0)
+        self._health.broker(None)
+
     # -- partitions ----------------------------------------------------------------------------------------------------
 
     def _park(self, key: Key, offset: int, until: datetime) -> None:
@@ -341,7 +388,12 @@ class Worker:
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._commit()
+        # The one commit that must arrive before we go on; a coordinator that asks for partitions is there to take it.
+        if offsets := self._offsets():
+            try:
+                consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                _LOG.warning("offsets not committed before a rebalance", error=error.args[0].str())
         self._lost(consumer, partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

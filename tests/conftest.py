@@ -12,11 +12,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
+
 from consumer.service import CFOSyncService
 from consumer.settings import Settings, load
 from deploy.local.preparation import prepare_database
 from deploy.local.stack import Stack
-from psycopg import sql
 from tests.support import InvoiceSystem, LedgerView
 
 _databases = itertools.count(1)

@@ -33,7 +33,8 @@ class InvoiceSystem:
     def client(self, name: str) -> int:
         """The client's id; the client is made if it is new."""
         return self._one_id(
-            "INSERT INTO crypto_clients (name) VALUES (%s) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id",
+            "INSERT INTO crypto_clients (name) VALUES (%s)"
+            " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id",
             name,
         )
 
@@ -64,10 +65,10 @@ class InvoiceSystem:
         """The guide's helper: a confirmed payment, then the invoice paid, in one transaction."""
         with self.connection.transaction():
             self.connection.execute(
-                "INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, amount_received, currency, network,"
-                " status, confirmations, confirmed_at)"
-                " SELECT id, %s, amount_usd, crypto_currency, crypto_network, 'confirmed', 20, now() FROM crypto_invoices"
-                " WHERE id = %s",
+                "INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, amount_received, currency,"
+                " network, status, confirmations, confirmed_at)"
+                " SELECT id, %s, amount_usd, crypto_currency, crypto_network, 'confirmed', 20, now()"
+                " FROM crypto_invoices WHERE id = %s",
                 (tx_hash or f"0x{uuid.uuid4().hex}", invoice_id),
             )
             self.connection.execute(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from deploy.local.stack import Stack
 from tests.e2e.harness import Pipeline
 

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+
 from consumer.settings import load
 from deploy.local.connector import delete_connector
 from deploy.local.ports import choose_port
@@ -166,7 +167,8 @@ class Pipeline:
             wait_until(
                 lambda: (
                     not connection.execute(
-                        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s AND NOT active",
+                        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                        " WHERE database = %s AND NOT active",
                         (self.dbname,),
                     ).fetchall()
                     and not connection.execute(

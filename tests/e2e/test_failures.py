@@ -9,6 +9,7 @@ from datetime import datetime
 
 import psycopg
 import pytest
+
 from consumer import headers
 from tests.e2e.harness import Pipeline, wait_until
 
@@ -83,6 +84,23 @@ def test_killed_backends_and_a_crashed_server_send_nothing_to_retry(pipeline: Pi
     pipeline.stack.postgres.wait_ready(30)
     pipeline.invoices.reconnect()
     pipeline.wait_complete(count)
+    pipeline.wait_quiet()
+    pipeline.assert_booked_exactly_once(count)
+    assert pipeline.retries() == []
+    assert pipeline.dead_letters() == []
+
+
+def test_a_killed_broker_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline) -> None:
+    count = 10_000
+    consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="200")
+    pipeline.invoices.paid_invoices(count)
+    pipeline.wait_complete(1000)
+    pipeline.stack.kafka.kill()
+    wait_until(lambda: consumer.ready().get("hold") == "broker", "the consumer to miss the broker")
+    pipeline.stack.kafka.start()
+    pipeline.stack.kafka.wait_ready(60)
+    pipeline.wait_complete(count)
+    wait_until(lambda: consumer.ready()["ready"], "the consumer to be ready again")
     pipeline.wait_quiet()
     pipeline.assert_booked_exactly_once(count)
     assert pipeline.retries() == []

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import psycopg
 import pytest
+
 from tests.e2e.harness import Pipeline, wait_until
 
 

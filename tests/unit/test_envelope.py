@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+
 from consumer import envelope as events
 from consumer.envelope import MAX_INVOICE_ID, UNAVAILABLE, Doorbell, Ignored, decode, invoice_id_of_key
 from consumer.faults import RecordFault
@@ -60,7 +61,10 @@ def test_snapshot_reads_creates_and_updates_ring(op: str) -> None:
     [
         (envelope("d", None, before=row()), "delete"),
         (envelope("t", None), "truncate"),
-        ({"op": "m", "ts_ms": 1, "source": SOURCE | {"schema": "", "table": ""}, "message": {"prefix": "x"}}, "message"),
+        (
+            {"op": "m", "ts_ms": 1, "source": SOURCE | {"schema": "", "table": ""}, "message": {"prefix": "x"}},
+            "message",
+        ),
         ({"ts_ms": 1795528628141}, "heartbeat"),
         (row(__deleted="true"), "delete"),
         (row(__deleted=True), "delete"),
@@ -145,9 +149,7 @@ def test_the_least_and_the_greatest_id_ring(invoice_id: int) -> None:
             "table-unexpected",
             id="other-table-not-paid",
         ),
-        pytest.param(
-            envelope("d", None, source=SOURCE | {"table": "x"}), "table-unexpected", id="other-table-deleted"
-        ),
+        pytest.param(envelope("d", None, source=SOURCE | {"table": "x"}), "table-unexpected", id="other-table-deleted"),
         pytest.param(
             envelope("t", None, source=SOURCE | {"table": "x"}), "table-unexpected", id="other-table-truncated"
         ),

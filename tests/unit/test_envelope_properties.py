@@ -6,11 +6,12 @@ import json
 import re
 from typing import Any
 
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
 from consumer import envelope as events
 from consumer.envelope import MAX_INVOICE_ID, UNAVAILABLE, Doorbell, Ignored, decode, invoice_id_of_key
 from consumer.faults import RecordFault
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
 from tests.unit.events import captured, encoded, envelope, row, wrapped
 
 KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

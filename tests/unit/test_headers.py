@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from consumer.faults import RecordFault, Transient
 from consumer.headers import (
     MAX_MESSAGE_BYTES,
@@ -17,8 +20,6 @@ from consumer.headers import (
     first_failure,
     with_fault,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 NOW = datetime(2025, 10, 22, 14, 30, 0, 123000, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)

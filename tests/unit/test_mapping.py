@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from consumer import mapping
-from consumer.mapping import DEFAULT_FILE, Mapping, MappingError, load
 from hypothesis import given
 from hypothesis import strategies as st
+
+from consumer import mapping
+from consumer.mapping import DEFAULT_FILE, Mapping, MappingError, load
 
 DELTA = "Delta Mining Paraguay S.A."
 GUIDE = load()
@@ -211,9 +212,7 @@ def test_numbers_and_booleans_are_templates_too(tmp_path: Path) -> None:
         pytest.param(('entity = "classified_entity"', 'entity = "ent"'), "'ent' names a column", id="entity-unfilled"),
     ],
 )
-def test_a_wrong_file_is_told_its_place_and_what_is_allowed(
-    tmp_path: Path, change: tuple[str, str], says: str
-) -> None:
+def test_a_wrong_file_is_told_its_place_and_what_is_allowed(tmp_path: Path, change: tuple[str, str], says: str) -> None:
     assert says in refusal(edited(tmp_path, change))
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from consumer import mapping, templates
 from consumer.faults import Fault, RecordFault, Transient
 from consumer.mapping import DEFAULT_FILE, Mapping
 from consumer.outcomes import NotPaid, Settled
 from consumer.plan import Adopt, Draft, Insert, Invoice, LedgerRow, Refresh, SyncRow, decide, draft
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 GUIDE = mapping.load()
 NUMBER = "DPY-2025-10-0001"
@@ -42,9 +43,7 @@ PAID = Invoice(
 BOOKED = SyncRow("synced", 10, NUMBER, adopted=False, retry_count=0, version="1")
 
 
-def drafted(
-    invoice: Invoice = PAID, sync: SyncRow | None = None, rules: Mapping = GUIDE, **columns: Any
-) -> Draft:
+def drafted(invoice: Invoice = PAID, sync: SyncRow | None = None, rules: Mapping = GUIDE, **columns: Any) -> Draft:
     found = draft(replace(invoice, **columns), sync, rules)
     assert isinstance(found, Draft)
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from consumer.faults import Outage, RecordFault, Transient
 from consumer.retry import MAX_RETRIES, Backoff, Breaker, ToDeadLetters, ToRetry, route
 from consumer.settings import Settings
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOW = datetime(2025, 10, 22, 14, 30, tzinfo=UTC)
 DELAYS = Settings.model_fields["retry_delays"].default

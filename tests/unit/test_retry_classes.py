@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg import errors
+
 from consumer.faults import Fault, RecordFault, Transient
 from consumer.sessions import SQLSTATES, Meaning, Verdict, fault_of, meaning_of, outage_of
-from psycopg import errors
 
 OUTAGE, LOST = Verdict.OUTAGE, Verdict.LOST
 

@@ -6,9 +6,10 @@ import hashlib
 import uuid
 
 import pytest
-from consumer.templates import FIELDS, FUNCTIONS, Template, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from consumer.templates import FIELDS, FUNCTIONS, Template, parse
 
 VALUES: dict[str, str | None] = dict.fromkeys(FIELDS, None) | {
     "invoice_number": "DPY-2025-10-0001",
