@@ -1,59 +1,137 @@
-"""Each test's databases go when it is over: hundreds of them would keep the server's autovacuum and checkpoints busy."""
+"""Databases for the tests of this folder: copied from a template, and used again as long as no test has altered them.
+
+A copy writes 8 MB and hundreds of tests need one or two, so most tests get one that is emptied instead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from consumer.settings import Settings
 from deploy.local.stack import Stack
+from tests.conftest import TEMPLATE, TEMPLATE_CFO, make_database, make_settings
 
-_NAMES = r"SELECT datname FROM pg_database WHERE datname LIKE 'test\_%'"
+TEMPLATE_INVOICES: Final = "template_invoices"
+"""Without the CFO's table, so that a booking in the wrong database is an error and not a success."""
+
+# Every change of a table, index, constraint, trigger, function, schema, privilege or setting shows in one of these.
+_CATALOGS: Final = (
+    "pg_attribute", "pg_attrdef", "pg_constraint", "pg_index", "pg_trigger", "pg_proc", "pg_type", "pg_namespace",
+    "pg_rewrite", "pg_db_role_setting",
+)  # fmt: skip
+_FINGERPRINT: Final = " UNION ALL ".join(
+    [
+        *(f"SELECT '{name}', count(*), max(xmin::text::bigint)::text FROM {name}" for name in _CATALOGS),
+        "SELECT 'pg_class', count(*), md5(string_agg(concat(oid, relname, relacl), ' ' ORDER BY oid)) FROM pg_class",
+    ]
+)
+# Not TRUNCATE: it makes dozens of new files.
+_EMPTY: Final = """
+    DO $$ DECLARE found record; BEGIN
+        FOR found IN SELECT oid::regclass AS name, relkind FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')
+            AND relname NOT LIKE '\\_cfo\\_sync\\_%'
+        LOOP
+            IF found.relkind = 'r' THEN EXECUTE format('DELETE FROM %s', found.name);
+            ELSE PERFORM setval(found.name, 1, false); END IF;
+        END LOOP;
+    END $$
+"""
 
 
-class Administrator:
-    """A superuser's session, opened again when a test has stopped the server."""
+class Databases:
+    """The databases of one template."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        self._connection: psycopg.Connection | None = None
+    def __init__(self, stack: Stack, template: str) -> None:
+        self._stack = stack
+        self._template = template
+        self._free: list[str] = []
+        self._fingerprints: dict[str, object] = {}
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+    @contextmanager
+    def one(self) -> Iterator[str]:
+        """A database with empty tables for one test; gives its DSN."""
+        if not self._free:
+            dsn = make_database(self._stack, self._template)
+            with self._connect(dsn) as connection:
+                self._fingerprints[dsn] = self._fingerprint(connection)
+            self._free.append(dsn)
+        dsn = self._free.pop()
+        yield dsn
+        if self._empty(dsn):
+            self._free.append(dsn)
 
-    def databases(self) -> set[str]:
-        """The names of the tests' databases."""
+    def _empty(self, dsn: str) -> bool:
+        """Make it as new; when it was altered, drop it instead and give False."""
+        name = str(conninfo_to_dict(dsn)["dbname"])
         try:
-            return self._names()
+            with self._connect(dsn) as connection:
+                connection.execute(  # what a failed test left
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                if self._fingerprint(connection) == self._fingerprints[dsn]:
+                    connection.execute(_EMPTY.encode())
+                    return True
         except psycopg.OperationalError:
-            self.close()
-            self._connection = None
-            return self._names()
+            pass  # a test forbade connections, or made it read-only
+        with psycopg.connect(self._stack.postgres.superuser_dsn(), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        return False
 
-    def drop(self, name: str) -> None:
-        """Drop a database, and end the sessions that a failed test left in it."""
-        assert self._connection is not None
-        self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    def _connect(self, dsn: str) -> psycopg.Connection:
+        name = str(conninfo_to_dict(dsn)["dbname"])
+        return psycopg.connect(make_conninfo(self._stack.postgres.superuser_dsn(), dbname=name), autocommit=True)
 
-    def _names(self) -> set[str]:
-        if self._connection is None:
-            self._connection = psycopg.connect(self._dsn, autocommit=True)
-        return {row[0] for row in self._connection.execute(_NAMES.encode())}
+    @staticmethod
+    def _fingerprint(connection: psycopg.Connection) -> object:
+        return sorted(connection.execute(_FINGERPRINT.encode()).fetchall())
 
 
 @pytest.fixture(scope="session")
-def administrator(postgres: Stack) -> Iterator[Administrator]:
-    administrator = Administrator(postgres.postgres.superuser_dsn())
-    yield administrator
-    administrator.close()
+def single_databases(postgres: Stack) -> Databases:
+    return Databases(postgres, TEMPLATE)
 
 
-@pytest.fixture(autouse=True)
-def _drop_databases(administrator: Administrator) -> Iterator[None]:
-    before = administrator.databases()
-    yield
-    for name in administrator.databases() - before:
-        administrator.drop(name)
+@pytest.fixture(scope="session")
+def invoice_databases(postgres: Stack) -> Databases:
+    with psycopg.connect(postgres.postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE_INVOICES} TEMPLATE {TEMPLATE}".encode())
+    with psycopg.connect(postgres.postgres.dsn(TEMPLATE_INVOICES), autocommit=True) as connection:
+        connection.execute("DROP TABLE transactions")
+    return Databases(postgres, TEMPLATE_INVOICES)
+
+
+@pytest.fixture(scope="session")
+def cfo_databases(postgres: Stack) -> Databases:
+    return Databases(postgres, TEMPLATE_CFO)
+
+
+@pytest.fixture
+def dsn(single_databases: Databases) -> Iterator[str]:
+    """An invoice database with the CFO's table in it."""
+    with single_databases.one() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def two_databases(invoice_databases: Databases, cfo_databases: Databases) -> Iterator[Settings]:
+    """Settings for an invoice database and the CFO's."""
+    with invoice_databases.one() as dsn, cfo_databases.one() as cfo_dsn:
+        yield make_settings(dsn, cfo_dsn=cfo_dsn)
+
+
+@pytest.fixture(params=["one-database", "two-databases"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Settings for empty tables, in both layouts."""
+    if request.param == "one-database":
+        return make_settings(request.getfixturevalue("dsn"))
+    settings: Settings = request.getfixturevalue("two_databases")
+    return settings

@@ -11,17 +11,15 @@ from consumer.faults import Outage, RecordFault
 from consumer.outcomes import Booked, Faulted
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
-from deploy.local.stack import Stack
-from tests.conftest import TEMPLATE_CFO, make_database, make_settings
+from tests.conftest import make_settings
 from tests.integration.scenes import KILLED, booked, execute, impatient, invoice_dsn, relent, sabotage
 from tests.support import InvoiceSystem, LedgerView
 
 
 @pytest.fixture
-def settings(postgres: Stack, dsn: str) -> Settings:
+def settings(two_databases: Settings) -> Settings:
     """The two-database layout only."""
-    execute(dsn, "DROP TABLE transactions")
-    return make_settings(dsn, cfo_dsn=make_database(postgres, TEMPLATE_CFO))
+    return two_databases
 
 
 @pytest.fixture
@@ -118,7 +116,7 @@ def test_a_ledger_that_refuses_leaves_nothing_on_either_side(
 
 
 def test_a_stopped_cfo_database_is_an_outage_that_leaves_the_invoices_alone(
-    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, postgres: Stack
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
 ) -> None:
     invoice_id = invoices.paid_invoice()
     name = ledger.connection.info.dbname

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from consumer.arrays import number_array, text_array
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg import pq
 from psycopg.adapt import Transformer
+
+from consumer.arrays import number_array, text_array
 
 _OIDS = {"text[]": 1009, "bigint[]": 1016}
 

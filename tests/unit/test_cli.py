@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+
 from consumer import cli
 from consumer.settings import PREFIX, Settings
 

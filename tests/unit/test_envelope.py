@@ -75,6 +75,12 @@ def test_deletes_truncates_messages_and_heartbeats_are_ignored(wrap: Any, docume
     assert decode(encoded(wrap(document))) == Ignored(reason)
 
 
+@pytest.mark.parametrize(("op", "reason"), [("d", "delete"), ("t", "truncate"), ("m", "message")])
+@pytest.mark.parametrize("status", ["paid", "sent", "complete"])
+def test_a_row_beside_an_operation_without_one_is_not_looked_at(op: str, status: str, reason: Any) -> None:
+    assert decode(encoded(envelope(op, row(status=status)))) == Ignored(reason)
+
+
 @pytest.mark.parametrize("value", [None, b"", b"null", b' {"schema": null, "payload": null} '], ids=repr)
 def test_a_tombstone_is_ignored(value: bytes | None) -> None:
     assert decode(value) == Ignored("tombstone")
@@ -139,6 +145,8 @@ def test_the_least_and_the_greatest_id_ring(invoice_id: int) -> None:
         pytest.param(envelope(after="paid"), "after-invalid", id="after-text"),
         pytest.param(envelope(after=[row()]), "after-invalid", id="after-array"),
         pytest.param(envelope("x"), "op-invalid", id="unknown-op"),
+        pytest.param(envelope("x", row(status="sent")), "op-invalid", id="unknown-op-not-paid"),
+        pytest.param(envelope(None, row(status="sent")), "op-missing", id="op-null-not-paid"),
         pytest.param(envelope("U"), "op-invalid", id="op-in-capitals"),
         pytest.param(envelope(7), "op-invalid", id="op-number"),
         pytest.param(envelope(None), "op-missing", id="op-null"),

@@ -24,15 +24,15 @@ def outcome(value: bytes | None, full_reading: bool = False) -> object:
     """The verdict, or the fault's code; checks what is promised of both."""
     try:
         says = events._read(value or b"") if full_reading else decode(value)
-    except RecordFault as fault:
-        assert KEBAB.fullmatch(fault.code), fault.code
-        assert 0 < len(fault.message) < 1000
-        return fault.code
-    if isinstance(says, Doorbell):
-        assert 0 < says.invoice_id <= MAX_INVOICE_ID
+    except RecordFault as error:
+        fault = error
     else:
-        assert isinstance(says, Ignored)
-    return says
+        assert isinstance(says, Doorbell | Ignored)
+        assert isinstance(says, Ignored) or 0 < says.invoice_id <= MAX_INVOICE_ID
+        return says
+    assert KEBAB.fullmatch(fault.code), fault.code
+    assert 0 < len(fault.message) < 1000
+    return fault.code
 
 
 scraps = st.one_of(

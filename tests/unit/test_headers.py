@@ -66,7 +66,7 @@ def read(raw: list[tuple[str, bytes | None]], here: Origin = ON_RETRY, attempt: 
 
 
 def test_every_header_has_the_name_that_the_design_fixes_and_stands_there_once() -> None:
-    full = decode(encode(failed()) + [("cfo-sync.replay-id", b"r1")], ON_RETRY, attempt=1, now=NOW, version="0.1.0")
+    full = decode([*encode(failed()), ("cfo-sync.replay-id", b"r1")], ON_RETRY, attempt=1, now=NOW, version="0.1.0")
     names = [name for name, _ in encode(full)]
     assert sorted(names) == sorted(PREFIX + name for name in NAMES)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import consumer
 import pytest
+
+import consumer
 
 PACKAGE = Path(consumer.__file__).parent
 CORE = ["faults", "outcomes", "envelope", "templates", "mapping", "plan", "retry", "headers"]

@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 import structlog
+
 from consumer import logs
 
 CONTROLS = "\x00\n\r\t\x1b\x7f\x85\x9b\u2028\u2029\u202a\u202e\u2066\u2069"
@@ -104,7 +105,9 @@ def test_configuring_twice_does_not_print_twice(capsys: pytest.CaptureFixture[st
 
 
 @STYLES
-def test_the_text_of_an_exception_cannot_hide_or_reorder_a_line(capsys: pytest.CaptureFixture[str], style: Style) -> None:
+def test_the_text_of_an_exception_cannot_hide_or_reorder_a_line(
+    capsys: pytest.CaptureFixture[str], style: Style
+) -> None:
     logs.configure("INFO", style)
     try:
         raise ValueError(f"client {NASTY}")

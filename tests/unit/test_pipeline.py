@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
+
 from consumer import headers
 from consumer.envelope import UNAVAILABLE
+from consumer.faults import Outage
 from consumer.headers import Origin
 from consumer.pipeline import VERSION, Handled, Pipeline
 from consumer.retry import ToDeadLetters
@@ -112,16 +114,12 @@ def test_publishing_the_same_failure_twice_makes_one_failure(pipeline: Pipeline)
     ("topic", "due"),
     [(SOURCE, None), ("cfo-sync.replay", None), *((f"cfo-sync.retry.{n}", NOW) for n in (1, 2, 3))],
 )
-def test_only_records_of_retry_topics_wait_for_their_time(
-    pipeline: Pipeline, topic: str, due: datetime | None
-) -> None:
+def test_only_records_of_retry_topics_wait_for_their_time(pipeline: Pipeline, topic: str, due: datetime | None) -> None:
     carried = [("cfo-sync.not-before", b"2025-10-22T14:30:00Z")]
     assert pipeline.not_before(message(b"{}", topic, headers=carried)) == due
     assert pipeline.not_before(message(b"{}", topic)) is None
 
 
 def test_a_status_that_debezium_could_not_tell_is_looked_up(pipeline: Pipeline) -> None:
-    from consumer.faults import Outage
-
     with pytest.raises(Outage):
         pipeline.handle([message(encoded(envelope(after=row(status=UNAVAILABLE))))])
