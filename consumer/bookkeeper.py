@@ -69,14 +69,18 @@ class Bookkeeper:
         finds and links.
         """
         outcomes: dict[int, Outcome] = {}
+        if self._databases.are_two:
+            self._reserve(ids, partitions)
         with self._databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
             seen.update((invoice_id, sync.version) for invoice_id, sync in gathered.syncs.items())
             drafts, held = self._draft(ids, gathered, outcomes)
             if drafts:
                 # The CFO's side commits first, under the invoices' row locks: a crash between the two commits leaves
-                # a row with our source mark and no mapping, which is ours to link.
+                # a row with our source mark under the reserved Identifier, which the next attempt finds and links.
                 with self._databases.cfo(invoices, partitions) as cfo:
+                    if self._databases.are_two:
+                        drafts = self._honour_reservations(cfo, invoices, drafts, gathered, held)
                     entries = self._write_ledger(cfo, invoices, drafts, outcomes)
                 self._write_invoices(invoices, entries, attempts)
                 outcomes.update((entry.draft.invoice_id, entry.outcome) for entry in entries)
@@ -84,6 +88,55 @@ class Bookkeeper:
             if repairs:
                 store.repair_synced(invoices, repairs)
         return Bookkeeping(outcomes, held)
+
+    def _reserve(self, ids: Sequence[int], partitions: Sequence[Partition]) -> None:
+        """Commit, before anything is booked in the CFO's database, under which Identifier each invoice will be.
+
+        Otherwise an invoice that is renumbered, or deleted and its number given away, between a crash and the next
+        attempt could not be told from one that was never booked.
+        """
+        with self._databases.invoices(partitions) as invoices:
+            gathered = store.gather(invoices, ids)
+            drafts, _ = self._draft(ids, gathered, {})
+            new: dict[str, int] = {}
+            for draft in drafts:
+                if draft.sync is None or not (draft.sync.is_booked or draft.sync.reserved):
+                    new.setdefault(draft.identifier, draft.invoice_id)
+            taken, _ = store.holders(invoices, list(new), [])
+            store.reserve(invoices, {each: identifier for identifier, each in new.items() if identifier not in taken})
+
+    def _honour_reservations(
+        self, cfo: Connection, invoices: Connection, drafts: list[Draft], gathered: Gathered, held: list[int]
+    ) -> list[Draft]:
+        """Book a renumbered invoice under the Identifier reserved for it, if the ledger has it there already.
+
+        If not, the new number is reserved instead, and the invoice is `held` until that has committed.
+        """
+        renumbered = {
+            draft.invoice_id: draft.sync.reserved
+            for draft in drafts
+            if draft.sync is not None and draft.sync.reserved not in (None, draft.identifier)
+        }
+        if not renumbered:
+            return drafts
+        kept = [draft for draft in drafts if draft.invoice_id not in renumbered]
+        again = {
+            invoice_id: plan.draft(gathered.invoices[invoice_id], gathered.syncs[invoice_id], self._rules, identifier)
+            for invoice_id, identifier in renumbered.items()
+        }
+        found = [draft for draft in again.values() if isinstance(draft, Draft)]
+        there = {(row.identifier, row.source) for row in self._databases.ledger(cfo).find(cfo, found)}
+        booked = [draft for draft in found if (draft.identifier, draft.source) in there]
+        numbers = {draft.invoice_id: draft.identifier for draft in drafts if draft.invoice_id in renumbered}
+        for draft in booked:
+            del numbers[draft.invoice_id]
+        taken, _ = store.holders(invoices, list(numbers.values()), [])
+        free = {invoice_id: number for invoice_id, number in numbers.items() if number not in taken}
+        if free:
+            store.reserve(invoices, free)
+            held += free
+        # A number that another invoice holds stays among the drafts: `plan.decide` refuses it.
+        return kept + booked + [draft for draft in drafts if draft.invoice_id in numbers.keys() - free.keys()]
 
     def _draft(
         self, ids: Sequence[int], gathered: Gathered, outcomes: dict[int, Outcome]

@@ -68,9 +68,7 @@ def _guarded(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 def _check_databases(settings: Settings, databases: Databases, target: Target) -> Iterator[Finding]:
     with databases.invoices() as invoices:
         yield Finding("invoice database", True, _place(invoices))
-        pending = _pending_migrations(settings)
-        yield Finding("migrations", not pending, f"not applied: {', '.join(pending)}" if pending else "all applied",
-                      "run `cfo-sync migrate`")  # fmt: skip
+        yield _check_migrations(invoices, settings)
         yield from _check_privileges(invoices)
         yield from _check_replication(invoices)
         with databases.cfo(invoices) as cfo:
@@ -86,11 +84,32 @@ def _place(connection: Connection) -> str:
     )
 
 
-def _pending_migrations(settings: Settings) -> list[str]:
+def _check_migrations(connection: Connection, settings: Settings) -> Finding:
+    if any(
+        _one(connection, "SELECT NOT has_table_privilege(to_regclass(%s), 'SELECT')", table)
+        for table in migrations.BOOKKEEPING
+    ):
+        return Finding("migrations", True, "this role may not see them; `cfo-sync migrate` by their owner tells")
     try:
-        return migrations.pending(settings.invoice_dsn.get_secret_value())
+        pending = migrations.pending(settings.invoice_dsn.get_secret_value())
     except migrations.MigrationError as error:
-        return [str(error)]
+        return Finding("migrations", False, str(error), "mend that, then run `cfo-sync migrate`")
+    found = f"not applied: {', '.join(pending)}" if pending else "all applied"
+    return Finding("migrations", not pending, found, "run `cfo-sync migrate`")
+
+
+def _check_sequences(connection: Connection, table: str) -> Iterator[Finding]:
+    """An insert into a serial column needs its sequence; an identity column needs nothing."""
+    rows = connection.execute(
+        "SELECT d.objid::regclass::text, has_sequence_privilege(d.objid, 'USAGE') FROM pg_depend d"
+        " JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'"
+        " WHERE d.refobjid = to_regclass(%s) AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'",
+        (table,),
+    ).fetchall()
+    for sequence, allowed in rows:
+        if not allowed:
+            yield Finding(f"sequence {sequence}", False, "no privilege USAGE",
+                          f"GRANT USAGE ON SEQUENCE {sequence} TO {connection.info.user};")  # fmt: skip
 
 
 def _check_privileges(connection: Connection) -> Iterator[Finding]:
@@ -112,6 +131,8 @@ def _check_privileges(connection: Connection) -> Iterator[Finding]:
             f"table {table}", not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
             f"GRANT {', '.join(lacking)} ON {table} TO {connection.info.user};",
         )  # fmt: skip
+        if "INSERT" in privileges:
+            yield from _check_sequences(connection, table)
     if _one(connection, "SELECT to_regclass('crypto_invoices') IS NOT NULL"):
         may = bool(_one(connection, "SELECT has_column_privilege('crypto_invoices', 'status', 'UPDATE')"))
         yield Finding("updating crypto_invoices.status", may, "allowed" if may else "not allowed",
@@ -153,7 +174,7 @@ def _check_replication(connection: Connection) -> Iterator[Finding]:
 
 
 def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
-    table = target.table
+    table, name_in_sql = target.table, ledger.quoted(target.table)
     columns = ledger.read_columns(connection, table)
     if not columns:
         yield Finding(f"CFO table {table}", False, "missing", "name it in the mapping file, [target] table")
@@ -175,25 +196,27 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
     for name in ledger.amount_columns(target):
         if name in columns:
             kind = columns[name].full_type
-            fix = f"ALTER TABLE {table} ALTER COLUMN {name} TYPE numeric(18,2)"
+            fix = f"ALTER TABLE {name_in_sql} ALTER COLUMN {ledger.quoted_column(name)} TYPE numeric(18,2)"
             yield Finding(f"amount column {name}", ledger.holds_cents(kind), kind, fix)
     unique = ledger.has_unique_identifier(connection, target)
     where = f" WHERE {target.unique_where}" if target.unique_where else ""
     yield Finding(
         f"unique key on {table}.{target.identifier}", unique,
         "there" if unique else "missing: bookings are serialised instead",
-        f"CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({target.identifier}){where};",
+        f"CREATE UNIQUE INDEX CONCURRENTLY ON {name_in_sql} ({ledger.quoted_column(target.identifier)}){where};",
     )  # fmt: skip
     for privilege in ("SELECT", "INSERT"):
-        if not _one(connection, "SELECT has_table_privilege(to_regclass(%s), %s)", table, privilege):
+        if not _one(connection, "SELECT has_table_privilege(to_regclass(%s), %s)", name_in_sql, privilege):
             yield Finding(f"CFO table {table}", False, f"no privilege {privilege}",
-                          f"GRANT {privilege} ON {table} TO {connection.info.user};")  # fmt: skip
+                          f"GRANT {privilege} ON {name_in_sql} TO {connection.info.user};")  # fmt: skip
     for name in target.facts:
         if name in columns and not _one(
-            connection, "SELECT has_column_privilege(to_regclass(%s), %s, 'UPDATE')", table, name
+            connection, "SELECT has_column_privilege(to_regclass(%s), %s, 'UPDATE')", name_in_sql, name
         ):
-            yield Finding(f"updating {table}.{name}", False, "not allowed",
-                          f"GRANT UPDATE ({name}) ON {table} TO {connection.info.user};")  # fmt: skip
+            column = ledger.quoted_column(name)
+            fix = f"GRANT UPDATE ({column}) ON {name_in_sql} TO {connection.info.user};"
+            yield Finding(f"updating {table}.{name}", False, "not allowed", fix)
+    yield from _check_sequences(connection, name_in_sql)
 
 
 def _check_topics(settings: Settings, kafka_log: logging.Logger) -> Iterator[Finding]:

@@ -47,14 +47,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 InvoiceId = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="Id of the invoice (crypto_invoices.id).")]
 
 
-@app.callback()
-def _root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         typer.echo(f"cfo-sync {VERSION}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command()

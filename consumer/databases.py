@@ -38,6 +38,11 @@ class Databases:
         self._target = target
         self._ledger: Ledger | None = None
 
+    @property
+    def are_two(self) -> bool:
+        """Whether the ledger is in another database, so that a booking takes two commits."""
+        return self._cfo is not None
+
     @contextmanager
     def invoices(self, partitions: Sequence[Partition] = ()) -> Iterator[Connection]:
         """A transaction in the invoice database, which waits for orphans that still work on `partitions`.

@@ -148,7 +148,7 @@ def _read(value: bytes) -> Doorbell | Ignored:
         match body:
             case None:
                 return _TOMBSTONE
-            case {"ts_ms": int()} if len(body) == 1:
+            case {"ts_ms": int(moment)} if len(body) == 1 and not isinstance(moment, bool):
                 return _HEARTBEAT
             case {"op": "m"}:
                 return _MESSAGE  # of no table

@@ -43,7 +43,7 @@ def read_columns(connection: Connection, table: str) -> dict[str, Column]:
         "SELECT a.attname, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod), a.attnotnull,"
         " a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> ''"
         " FROM pg_attribute a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped",
-        (_quoted(table),),
+        (quoted(table),),
     ).fetchall()
     return {row[0]: Column(*row) for row in rows}
 
@@ -56,9 +56,19 @@ def has_unique_identifier(connection: Connection, target: Target) -> bool:
     row = connection.execute(
         "SELECT EXISTS (SELECT FROM pg_index x"
         " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
-        " WHERE x.indrelid = to_regclass(%s) AND x.indisunique AND x.indisvalid AND x.indnkeyatts = 1"
+        " WHERE x.indrelid = to_regclass(%s) AND x.indisunique AND x.indimmediate AND x.indisvalid"
+        " AND x.indnkeyatts = 1"
         " AND a.attname = %s)",
-        (_quoted(target.table), target.identifier),
+        (quoted(target.table), target.identifier),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _has_deferrable_key(connection: Connection, target: Target) -> bool:
+    """Whether PostgreSQL refuses ON CONFLICT for this table; a duplicate is then an error at the commit."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique AND NOT indimmediate)",
+        (quoted(target.table),),
     ).fetchone()
     return bool(row and row[0])
 
@@ -79,11 +89,11 @@ def holds_cents(full_type: str) -> bool:
 class Ledger:
     """Statements for one ledger table, made once from the mapping file and the catalog."""
 
-    def __init__(self, target: Target, columns: dict[str, Column], *, is_unique: bool) -> None:
+    def __init__(self, target: Target, columns: dict[str, Column], *, is_unique: bool, is_arbitrating: bool) -> None:
         self.target = target
         self.is_unique = is_unique
-        table = sql.SQL(_quoted(target.table))
-        key, identifier = sql.Identifier(target.id), sql.Identifier(target.identifier)
+        table = sql.SQL(quoted(target.table).replace("%", "%%"))
+        key, identifier = _identifier(target.id), _identifier(target.identifier)
         self._varying = [name for name, template in target.columns.items() if template.fields]
         self._constant = [name for name, template in target.columns.items() if not template.fields]
         self._facts = list(target.facts)
@@ -92,7 +102,7 @@ class Ledger:
             return sql.SQL("{}::{}").format(value, sql.SQL(columns[name].type))
 
         def column_or_null(name: str | None) -> sql.Composable:
-            return sql.SQL("{}::text").format(sql.Identifier(name)) if name else sql.SQL("NULL")
+            return sql.SQL("{}::text").format(_identifier(name)) if name else sql.SQL("NULL")
 
         def arrays(count: int) -> sql.Composable:
             return sql.SQL(", ").join([sql.SQL("%s::text[]")] * count)
@@ -108,23 +118,23 @@ class Ledger:
             + sql.SQL("{} = ANY(%s::{}[])").format(key, sql.SQL(columns[target.id].type))
         )
         names = [*self._varying, *self._constant]
-        slots = [sql.Identifier(f"v{number}") for number in range(len(self._varying))]
+        slots = [_identifier(f"v{number}") for number in range(len(self._varying))]
         self._insert = sql.SQL(
-            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS v ({})"
-            " ON CONFLICT DO NOTHING RETURNING {}::text, {}::text"
+            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS v ({}) {} RETURNING {}::text, {}::text"
         ).format(
             table,
-            sql.SQL(", ").join(map(sql.Identifier, names)),
+            sql.SQL(", ").join(map(_identifier, names)),
             sql.SQL(", ").join(
                 [cast(name, slot) for name, slot in zip(self._varying, slots, strict=True)]
                 + [cast(name, sql.Placeholder()) for name in self._constant]
             ),
             arrays(len(slots)),
             sql.SQL(", ").join(slots),
+            sql.SQL("ON CONFLICT DO NOTHING" if is_arbitrating else ""),
             identifier,
             key,
         )
-        facts = [(sql.Identifier(name), cast(name, sql.Identifier(f"f{n}"))) for n, name in enumerate(self._facts)]
+        facts = [(_identifier(name), cast(name, _identifier(f"f{n}"))) for n, name in enumerate(self._facts)]
         self._refresh = sql.SQL(
             "UPDATE {} AS t SET {} FROM unnest({}) AS v (k, {})"
             " WHERE t.{} = {} AND ({}) IS DISTINCT FROM ({}) RETURNING t.{}::text"
@@ -132,9 +142,9 @@ class Ledger:
             table,
             sql.SQL(", ").join(sql.SQL("{} = {}").format(name, value) for name, value in facts),
             arrays(len(facts) + 1),
-            sql.SQL(", ").join(sql.Identifier(f"f{n}") for n in range(len(facts))),
+            sql.SQL(", ").join(_identifier(f"f{n}") for n in range(len(facts))),
             key,
-            cast(target.id, sql.Identifier("k")),
+            cast(target.id, _identifier("k")),
             sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name, _ in facts),
             sql.SQL(", ").join(value for _, value in facts),
             key,
@@ -155,7 +165,12 @@ class Ledger:
         for name in amount_columns(target):
             if not holds_cents(columns[name].full_type):
                 raise Outage("schema", f"{target.table}.{name} is {columns[name].full_type}: it cannot hold cents")
-        return cls(target, columns, is_unique=has_unique_identifier(connection, target))
+        return cls(
+            target,
+            columns,
+            is_unique=has_unique_identifier(connection, target),
+            is_arbitrating=not _has_deferrable_key(connection, target),
+        )
 
     def lock(self, connection: Connection) -> None:
         """Without a unique key nothing but this lock stops two sessions from inserting the same Identifier."""
@@ -221,5 +236,16 @@ def refused() -> RecordFault:
     )
 
 
-def _quoted(table: str) -> str:
+def quoted(table: str) -> str:
+    """A table's name, perhaps with its schema, quoted for SQL."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))
+
+
+def _identifier(name: str) -> sql.SQL:
+    # psycopg takes a % in a statement for a placeholder, in a quoted name too.
+    return sql.SQL(quoted_column(name).replace("%", "%%"))
+
+
+def quoted_column(name: str) -> str:
+    """A column's name, quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'

@@ -16,8 +16,12 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\
 
 def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception":
-            event[name] = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
+        if isinstance(value, str):
+            kept = "\n" if name == "exception" else ""
+            event[name] = _UNPRINTABLE.sub(
+                lambda match: match[0] if match[0] == kept else f"\\u{ord(match[0]):04x}",  # noqa: B023  (called at once)
+                value,
+            )
     return event
 
 

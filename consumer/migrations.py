@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import psycopg
@@ -66,6 +66,10 @@ _SESSION: Mapping[str, str] = {
 }
 
 
+# yoyo's own tables, under names of ours: the invoice system may use yoyo too.
+BOOKKEEPING: Final = ("_cfo_sync_migration", "_cfo_sync_migration_log", "_cfo_sync_migration_version")
+
+
 class MigrationError(Exception):
     """The migrations could not be read or applied; the message says why and what to do, and holds no password.
 
@@ -117,9 +121,9 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
     another. No lock table, because _lock_runs keeps runs apart and, unlike a row, ends with the process.
     """
 
-    migration_table_name = "_cfo_sync_migration"
-    log_table = "_cfo_sync_migration_log"
-    version_table = "_cfo_sync_migration_version"
+    migration_table_name = BOOKKEEPING[0]
+    log_table = BOOKKEEPING[1]
+    version_table = BOOKKEEPING[2]
     # Not information_schema.tables, which hides what the role may not read.
     list_tables_sql = "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = :schema"
 

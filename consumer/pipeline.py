@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, TypeAlias, assert_never
 
@@ -113,7 +113,11 @@ class Pipeline:
         if self._attempts.get(message.topic() or "", 0) == 0:
             return None
         record = Record.of(message)
-        return self._headers(record).not_before
+        due = self._headers(record).not_before
+        if due is None or record.timestamp < 0:
+            return due
+        # No wait is longer than a day (`settings`): a damaged header must not stop its partition for ever.
+        return min(due, datetime.fromtimestamp(record.timestamp / 1000, UTC) + timedelta(days=1, hours=1))
 
     def _decode(
         self, messages: Iterable[Message], handled: Handled

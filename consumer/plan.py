@@ -59,6 +59,7 @@ class SyncRow:
     adopted: bool
     retry_count: int
     version: str  # its updated_at, to notice that somebody else wrote it meanwhile
+    reserved: str | None = None  # the Identifier under which a booking was begun and perhaps not recorded
 
     @property
     def is_booked(self) -> bool:
@@ -118,8 +119,10 @@ class Adopt:
 Step: TypeAlias = Insert | Refresh | Adopt
 
 
-def draft(invoice: Invoice, sync: SyncRow | None, rules: Mapping) -> Draft | Settled | NotPaid:
-    """What to book for this invoice.
+def draft(
+    invoice: Invoice, sync: SyncRow | None, rules: Mapping, identifier: str | None = None
+) -> Draft | Settled | NotPaid:
+    """What to book for this invoice: under `identifier`, else the one it was booked under, else its number.
 
     Raises `RecordFault` when its data can never be booked, `Transient` when a row is missing whose insert would ring
     no doorbell: the client, or the payment that dates it.
@@ -138,7 +141,7 @@ def draft(invoice: Invoice, sync: SyncRow | None, rules: Mapping) -> Draft | Set
     amount = _amount(invoice.amount_usd)
     paid_at = _paid_at(invoice)
     classification = rules.classify(invoice.client_name, invoice.billing_period, invoice.description)
-    identifier = (sync.cfo_identifier if sync else None) or number
+    identifier = identifier or (sync.cfo_identifier if sync else None) or number
     fields = {
         "invoice_id": str(invoice.id),
         "invoice_number": number,

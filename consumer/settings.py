@@ -21,6 +21,7 @@ class SettingsError(Exception):
     """The settings cannot be used; one line per variable, with what was expected. Never repeats a secret."""
 
 
+_LONGEST: Final = 86_400.0
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 
@@ -32,7 +33,10 @@ def parse_duration(text: object) -> timedelta:
     match = _DURATION.fullmatch(str(text).strip().lower())
     if match is None:
         raise ValueError("write a duration like 30s, 5m or 1h")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"])
+    seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if seconds > _LONGEST:
+        raise ValueError("write a duration of at most 1d")
+    return timedelta(seconds=seconds)
 
 
 def _delays(text: object) -> tuple[timedelta, ...]:
@@ -63,6 +67,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         env_file=".env",
         env_file_encoding="utf-8",
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -118,6 +123,9 @@ def load(**overrides: Any) -> Settings:
     """Read the environment. Raises `SettingsError`, naming each variable that is wrong and what is allowed."""
     try:
         return Settings(**overrides)
+    except UnicodeDecodeError:
+        # Its text would repeat the bytes, which may be a secret.
+        raise SettingsError(".env: not UTF-8 text") from None
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False, include_context=False, include_input=False):

@@ -7,7 +7,7 @@ in one place what commits together. Errors are psycopg's; `service` gives them t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
@@ -166,6 +166,18 @@ def record_synced(connection: Connection, rows: Sequence[SyncedRow]) -> None:
             "categories": text_array(row.category for row in rows),
             "retry_counts": number_array(row.retry_count for row in rows),
         },
+    )
+
+
+def reserve(connection: Connection, identifiers: Mapping[int, str]) -> None:
+    """Note, by invoice, the Identifier under which a booking in another database is about to be made."""
+    connection.execute(
+        "INSERT INTO crypto_invoice_cfo_sync AS s (invoice_id, cfo_identifier)"
+        " SELECT v.invoice_id, v.identifier FROM unnest(%s::integer[], %s::text[]) AS v (invoice_id, identifier)"
+        " ON CONFLICT (invoice_id) DO UPDATE SET cfo_identifier = excluded.cfo_identifier,"
+        " updated_at = clock_timestamp() AT TIME ZONE 'UTC'"
+        " WHERE s.cfo_transaction_id IS NULL AND s.sync_timestamp IS NULL",
+        (number_array(identifiers), text_array(identifiers.values())),
     )
 
 

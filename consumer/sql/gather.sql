@@ -20,10 +20,11 @@ SELECT
     p.amount_received::text,
     s.sync_status::text,
     s.cfo_transaction_id::bigint,
-    s.cfo_identifier::text,
+    CASE WHEN s.cfo_transaction_id IS NOT NULL OR s.sync_timestamp IS NOT NULL THEN s.cfo_identifier END,
     s.adopted,
     s.retry_count,
-    s.updated_at::text
+    s.updated_at::text,
+    CASE WHEN s.cfo_transaction_id IS NULL AND s.sync_timestamp IS NULL THEN s.cfo_identifier END
 FROM crypto_invoices i
 LEFT JOIN crypto_clients c ON c.id = i.client_id
 LEFT JOIN (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -46,12 +47,25 @@ _EMPTY: Final = """
 """
 
 
+_DROP_ALL: Final = """
+    DO $$ DECLARE found record; BEGIN
+        FOR found IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
+            EXECUTE format('DROP SCHEMA %I CASCADE', found.nspname);
+        END LOOP;
+        CREATE SCHEMA public AUTHORIZATION pg_database_owner;
+        GRANT USAGE ON SCHEMA public TO PUBLIC;
+    END $$
+"""
+
+
 class Databases:
     """The databases of one template."""
 
-    def __init__(self, stack: Stack, template: str) -> None:
+    def __init__(self, stack: Stack, template: str, ddl: bytes | None = None) -> None:
+        """`ddl` makes the tables of the template anew, where that is cheaper than another copy."""
         self._stack = stack
         self._template = template
+        self._ddl = ddl
         self._free: list[str] = []
         self._fingerprints: dict[str, object] = {}
 
@@ -80,7 +94,14 @@ class Databases:
                 if self._fingerprint(connection) == self._fingerprints[dsn]:
                     connection.execute(_EMPTY.encode())
                     return True
-        except psycopg.OperationalError:
+                if self._ddl is not None:
+                    connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(name)))
+                    connection.execute(_DROP_ALL.encode())
+                    with psycopg.connect(dsn) as owner:
+                        owner.execute(self._ddl)
+                    self._fingerprints[dsn] = self._fingerprint(connection)
+                    return True
+        except psycopg.Error:
             pass  # a test forbade connections, or made it read-only
         with psycopg.connect(self._stack.postgres.superuser_dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -111,7 +132,7 @@ def invoice_databases(postgres: Stack) -> Databases:
 
 @pytest.fixture(scope="session")
 def cfo_databases(postgres: Stack) -> Databases:
-    return Databases(postgres, TEMPLATE_CFO)
+    return Databases(postgres, TEMPLATE_CFO, Path("schemas/reference/cfo_ledger.sql").read_bytes())
 
 
 @pytest.fixture

@@ -53,16 +53,16 @@ def test_a_prepared_installation_has_nothing_to_mend(settings: Settings) -> None
         assert set(each.as_dict()) == {"what", "good", "found", "fix"}
 
 
-def test_no_password_is_shown(settings: Settings) -> None:
-    password = str(conninfo_to_dict(invoice_dsn(settings))["password"])
-    for each in check(settings, LOG):
+def test_no_password_is_shown(two_databases: Settings) -> None:
+    password = str(conninfo_to_dict(invoice_dsn(two_databases))["password"])
+    for each in check(two_databases, LOG):
         assert password not in f"{each.what} {each.found} {each.fix}"
 
 
-def test_a_broker_that_does_not_answer_is_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_that_does_not_answer_is_found(two_databases: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(broker.describe_topics, "__defaults__", (0.5,))
-    nowhere = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
+    nowhere = two_databases.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     [finding] = [each for each in check(nowhere, LOG) if each.what.startswith("Kafka")]
     assert not finding.good
 
@@ -82,13 +82,13 @@ def test_a_missing_unique_key_is_found_and_the_printed_index_mends_it(settings: 
     assert "UNIQUE" in row[0]
 
 
-def test_a_not_null_column_that_nothing_fills_is_found(settings: Settings, tmp_path: Path) -> None:
-    execute(ledger_dsn(settings), "ALTER TABLE transactions ADD COLUMN tenant integer NOT NULL")
-    found = bad(settings)
+def test_a_not_null_column_that_nothing_fills_is_found(two_databases: Settings, tmp_path: Path) -> None:
+    execute(ledger_dsn(two_databases), "ALTER TABLE transactions ADD COLUMN tenant integer NOT NULL")
+    found = bad(two_databases)
     assert list(found) == ["NOT NULL columns of transactions"]
     assert "tenant" in found["NOT NULL columns of transactions"].found
     edited = write_mapping(tmp_path, ("[target.fixed]", "[target.fixed]\ntenant = 7"))
-    assert bad(settings.model_copy(update={"mapping_file": edited})) == {}
+    assert bad(two_databases.model_copy(update={"mapping_file": edited})) == {}
 
 
 @pytest.mark.parametrize(
@@ -100,21 +100,21 @@ def test_a_not_null_column_that_nothing_fills_is_found(settings: Settings, tmp_p
         ("ALTER TABLE transactions RENAME TO t2", "CFO table transactions"),
     ],
 )
-def test_a_ledger_that_does_not_fit_the_mapping_is_found(settings: Settings, change: str, what: str) -> None:
-    execute(ledger_dsn(settings), change)
-    assert what in bad(settings)
+def test_a_ledger_that_does_not_fit_the_mapping_is_found(two_databases: Settings, change: str, what: str) -> None:
+    execute(ledger_dsn(two_databases), change)
+    assert what in bad(two_databases)
 
 
-def test_a_ledger_with_capital_letters_is_looked_at_by_its_real_name(settings: Settings, tmp_path: Path) -> None:
-    execute(ledger_dsn(settings), 'ALTER TABLE transactions RENAME TO "Transactions"')
+def test_a_ledger_with_capital_letters_is_looked_at_by_its_real_name(two_databases: Settings, tmp_path: Path) -> None:
+    execute(ledger_dsn(two_databases), 'ALTER TABLE transactions RENAME TO "Transactions"')
     edited = write_mapping(tmp_path, ('table = "transactions"', 'table = "Transactions"'))
-    assert bad(settings.model_copy(update={"mapping_file": edited})) == {}
+    assert bad(two_databases.model_copy(update={"mapping_file": edited})) == {}
 
 
 @pytest.mark.parametrize("kind", ["numeric", "numeric(20,4)", "text", "varchar(30)"])
-def test_amount_columns_that_hold_cents_are_good(settings: Settings, kind: str) -> None:
-    execute(ledger_dsn(settings), f"ALTER TABLE transactions ALTER amount TYPE {kind}")
-    assert bad(settings) == {}
+def test_amount_columns_that_hold_cents_are_good(two_databases: Settings, kind: str) -> None:
+    execute(ledger_dsn(two_databases), f"ALTER TABLE transactions ALTER amount TYPE {kind}")
+    assert bad(two_databases) == {}
 
 
 def test_a_database_that_is_not_migrated_is_found(postgres: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def test_eight_threads_that_sync_one_invoice_book_it_once(
     problems: list[object] = []
 
     with ExitStack() as stack:
-        services = [stack.enter_context(CFOSyncService(settings)) for _ in range(8)]
+        services = [
+            stack.enter_context(CFOSyncService(settings, uniform=lambda: random.random() / 5)) for _ in range(8)
+        ]
         sweeps = [Sweep(settings, service, time.monotonic) for service in services]
         works: list[Callable[[int], object]] = [
             *(lambda each, n=n: as_the_worker_does(services[n], each, n) for n in range(4)),

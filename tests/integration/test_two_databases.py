@@ -28,6 +28,14 @@ def service(settings: Settings) -> Iterator[CFOSyncService]:
         yield service
 
 
+def crash_between_the_commits(service: CFOSyncService, settings: Settings, invoice_id: int) -> None:
+    """The CFO's side of a booking is committed, the invoice's is not."""
+    name = sabotage(invoice_dsn(settings), "crypto_invoices", sqlstate="53100", when=FINISHED["crypto_invoices"])
+    with pytest.raises(Outage):
+        service.sync({invoice_id: 0})
+    relent(invoice_dsn(settings), name, "crypto_invoices")
+
+
 def check_all(invoices: InvoiceSystem, ledger: LedgerView, ids: list[int]) -> None:
     for invoice_id in ids:
         booked(invoices, ledger, invoice_id)
@@ -37,6 +45,13 @@ def check_all(invoices: InvoiceSystem, ledger: LedgerView, ids: list[int]) -> No
 
 STEPS = ["crypto_invoice_cfo_sync", "crypto_cfo_sync_log", "crypto_invoices"]
 
+# The rows that only a finished booking writes; before it, the mapping holds a reservation that says `pending`.
+FINISHED = {
+    "crypto_invoice_cfo_sync": "NEW.sync_status = 'synced'",
+    "crypto_cfo_sync_log": "true",
+    "crypto_invoices": "NEW.status = 'complete'",
+}
+
 
 @pytest.mark.parametrize("table", STEPS)
 @pytest.mark.parametrize("sqlstate", ["53100", KILLED])
@@ -44,11 +59,11 @@ def test_an_invoice_side_that_breaks_after_the_cfos_commit_books_nothing_twice(
     service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, table: str, sqlstate: str
 ) -> None:
     ids = invoices.paid_invoices(5)
-    name = sabotage(invoice_dsn(settings), table, sqlstate=sqlstate)
+    name = sabotage(invoice_dsn(settings), table, sqlstate=sqlstate, when=FINISHED[table])
     with pytest.raises(Outage):
         service.sync(dict.fromkeys(ids, 0))
     assert ledger.count() == 5  # the CFO's side is committed
-    assert invoices.rows("SELECT * FROM crypto_invoice_cfo_sync") == []
+    assert {row["sync_status"] for row in invoices.rows("SELECT * FROM crypto_invoice_cfo_sync")} == {"pending"}
 
     relent(invoice_dsn(settings), name, table)
     keys = {row["identifier"]: row["id"] for row in ledger.rows("SELECT id, identifier FROM transactions")}
@@ -66,7 +81,7 @@ def test_a_single_failure_between_the_commits_is_overcome_within_the_call(
     service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings, table: str
 ) -> None:
     ids = invoices.paid_invoices(5)
-    sabotage(invoice_dsn(settings), table, sqlstate=KILLED, times=1)
+    sabotage(invoice_dsn(settings), table, sqlstate=KILLED, when=FINISHED[table], times=1)
     outcomes = service.sync(dict.fromkeys(ids, 0))
     assert all(isinstance(each, Booked) for each in outcomes.values())
     check_all(invoices, ledger, ids)
@@ -92,10 +107,7 @@ def test_facts_that_changed_between_the_commits_are_brought_up_to_date(
     service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
 ) -> None:
     invoice_id = invoices.paid_invoice()
-    name = sabotage(invoice_dsn(settings), "crypto_invoice_cfo_sync", sqlstate="53100")
-    with pytest.raises(Outage):
-        service.sync({invoice_id: 0})
-    relent(invoice_dsn(settings), name, "crypto_invoice_cfo_sync")
+    crash_between_the_commits(service, settings, invoice_id)
     invoices.update(invoice_id, amount_usd="150.00")
     service.sync({invoice_id: 0})
     assert booked(invoices, ledger, invoice_id)["amount"] == Decimal("150.00")
@@ -111,7 +123,10 @@ def test_a_ledger_that_refuses_leaves_nothing_on_either_side(
     refused = outcomes[bad]
     assert isinstance(refused, Faulted)
     assert isinstance(refused.fault, RecordFault)
-    assert (invoices.sync_row(bad), invoices.log(bad), invoices.invoice(bad)["status"]) == (None, [], "paid")
+    assert (invoices.log(bad), invoices.invoice(bad)["status"]) == ([], "paid")
+    sync = invoices.sync_row(bad)
+    assert sync is not None
+    assert (sync["sync_status"], sync["cfo_transaction_id"]) == ("pending", None)
     check_all(invoices, ledger, [good])
 
 
@@ -140,3 +155,51 @@ def test_a_booking_in_the_wrong_database_is_impossible(settings: Settings, invoi
         pytest.raises(Outage, match="no table 'transactions'"),
     ):
         misled.sync({invoice_id: 0})
+
+
+def test_an_invoice_renumbered_between_the_commits_is_booked_once(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
+) -> None:
+    invoice_id = invoices.paid_invoice(invoice_number="OLD-1")
+    crash_between_the_commits(service, settings, invoice_id)
+    invoices.update(invoice_id, invoice_number="NEW-1")
+
+    service.sync({invoice_id: 0})
+
+    [transaction] = ledger.rows("SELECT * FROM transactions")
+    assert transaction["identifier"] == "OLD-1"
+    assert transaction["description"].startswith("Invoice NEW-1")
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert (sync["sync_status"], sync["cfo_identifier"], sync["cfo_transaction_id"]) == (
+        "synced",
+        "OLD-1",
+        transaction["id"],
+    )
+
+
+def test_a_number_given_away_between_the_commits_overwrites_no_revenue(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
+) -> None:
+    first = invoices.paid_invoice(invoice_number="REUSED-1", amount="100.00")
+    crash_between_the_commits(service, settings, first)
+    before = ledger.rows("SELECT * FROM transactions")
+    invoices.delete(first)
+    second = invoices.paid_invoice(invoice_number="REUSED-1", amount="7.00")
+
+    outcome = service.sync({second: 0})[second]
+
+    assert isinstance(outcome, Faulted)
+    assert outcome.fault.code == "identifier-taken"
+    assert ledger.rows("SELECT * FROM transactions") == before
+
+
+def test_an_invoice_renumbered_before_anything_was_booked_is_booked_under_its_new_number(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    ledger.execute("ALTER TABLE transactions ADD CHECK (identifier <> 'REFUSED')")
+    invoice_id = invoices.paid_invoice(invoice_number="REFUSED")
+    assert isinstance(service.sync({invoice_id: 0})[invoice_id], Faulted)
+    invoices.update(invoice_id, invoice_number="ACCEPTED")
+    assert isinstance(service.sync({invoice_id: 0})[invoice_id], Booked)
+    assert [row["identifier"] for row in ledger.rows("SELECT * FROM transactions")] == ["ACCEPTED"]

@@ -166,6 +166,7 @@ def test_the_least_and_the_greatest_id_ring(invoice_id: int) -> None:
         pytest.param({"hello": "world"}, "not-an-event", id="foreign-object"),
         pytest.param({"ts_ms": 1, "more": 2}, "not-an-event", id="no-heartbeat"),
         pytest.param({"ts_ms": "now"}, "not-an-event", id="heartbeat-without-a-time"),
+        pytest.param({"ts_ms": True}, "not-an-event", id="heartbeat-with-a-boolean"),
         pytest.param([row()], "not-an-event", id="array"),
         pytest.param("paid", "not-an-event", id="text"),
         pytest.param(1, "not-an-event", id="number"),
