@@ -79,6 +79,11 @@ def run(settings: Settings) -> None:
             _LOG.info("consuming", group=settings.group_id, topics=list(topics))
             worker.run()
         _LOG.info("stopped")
+        if not worker.is_closed:
+            # The interpreter would wait for the client that waits for a broker. Everything else is finished.
+            service.close()
+            logging.shutdown()
+            os._exit(0)
 
 
 def _wait_for_dependencies(

@@ -45,10 +45,7 @@ class _Run:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     seen: dict[int, str] = field(default_factory=dict)
     suspects: dict[int, Fault] = field(default_factory=dict)
-
-    @property
-    def has_booked(self) -> bool:
-        return any(isinstance(outcome, Booked) for outcome in self.outcomes.values())
+    has_booked: bool = False  # so the database works, and faults are their records' own
 
 
 class CFOSyncService:
@@ -130,18 +127,26 @@ class CFOSyncService:
             try:
                 done = self._attempt(run, part, tries)
             except Fault as fault:
-                if len(part) == 1:
-                    self._blame(run, part[0], fault)
-                else:
+                if len(part) > 1:
                     middle = len(part) // 2
                     parts += [(part[middle:], 1), (part[:middle], 1)]
-                continue
-            held += done.held
-            run.outcomes.update(done.outcomes)
-            if any(isinstance(outcome, Booked) for outcome in done.outcomes.values()):
-                self._breaker.succeeded()
+                    continue
+                self._blame(run, part[0], fault)
+                if self._breaker.is_open and not run.has_booked:
+                    self._ask_single_records(run, [each for rest, _ in parts for each in rest])
+                    parts = [([each for each in rest if each not in run.outcomes], tries) for rest, tries in parts]
+                    parts = [(rest, tries) for rest, tries in parts if rest]
+            else:
+                held += done.held
+                self._take(run, done)
         self._judge_suspects(run)
         return held
+
+    def _take(self, run: _Run, done: Bookkeeping) -> None:
+        run.outcomes.update(done.outcomes)
+        if any(isinstance(outcome, Booked) for outcome in done.outcomes.values()):
+            run.has_booked = True
+            self._breaker.succeeded()
 
     def _blame(self, run: _Run, invoice_id: int, fault: Fault) -> None:
         if isinstance(fault, _ConnectionBreaks):
@@ -150,10 +155,8 @@ class CFOSyncService:
                 self._judge_suspects(run)
             return
         run.outcomes[invoice_id] = Faulted(invoice_id, fault)
-        if fault.counts:
+        if fault.counts and not run.has_booked:
             self._breaker.failed()
-            if self._breaker.is_open:
-                raise Outage("breaker", f"database faults in a row, the last one: {fault}", wants_another=True)
 
     def _judge_suspects(self, run: _Run) -> None:
         """A record under which the connection breaks is to blame only if others get through."""
@@ -169,27 +172,25 @@ class CFOSyncService:
     def _ask_single_records(self, run: _Run, ids: Sequence[int]) -> None:
         """The breaker is open: try records alone until one is booked, which closes it, or two have failed.
 
-        In random order, so that a few poisonous records cannot hold the others for ever. Raises `Outage` while nothing
-        in hand works.
+        In random order, so that a few poisonous records cannot hold the others for ever. Once one is booked, the
+        others of this call are judged as records. Raises `Outage` while nothing in hand works.
         """
         failed: list[Fault] = []
         for invoice_id in sorted(ids, key=lambda _: self._uniform()):
             run.keepalive()
             try:
-                done = self._attempt(run, [invoice_id], 1)
+                self._take(run, self._attempt(run, [invoice_id], 1))
             except Fault as fault:
                 run.outcomes[invoice_id] = Faulted(invoice_id, fault)
                 if fault.counts:
                     failed.append(fault)
-                if len(failed) == 2:
-                    break
-                continue
-            run.outcomes.update(done.outcomes)
             if run.has_booked:
-                self._breaker.succeeded()
                 return
-        if failed:
-            raise Outage("breaker", f"database faults in a row, the last one: {failed[-1]}", wants_another=True)
+            if len(failed) == 2:
+                break
+        faults = failed or [each.fault for each in run.outcomes.values() if isinstance(each, Faulted)]
+        if faults:
+            raise Outage("breaker", f"database faults in a row, the last one: {faults[-1]}", wants_another=True)
 
     def _attempt(self, run: _Run, ids: Sequence[int], tries: int) -> Bookkeeping:
         """One transaction, tried again where others were in the way or the connection broke."""

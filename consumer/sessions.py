@@ -114,7 +114,7 @@ class Limits:
     connect: int = 10
     statement: int = 30
     lock: int = 5
-    idle_in_transaction: int = 20
+    idle_in_transaction: int = 45  # longer than a statement: one side waits for the other of two databases
     client_check: int = 2
     tcp: int = 20
 
@@ -185,12 +185,19 @@ class Session:
             "idle_in_transaction_session_timeout": f"{limits.idle_in_transaction}s",
             "client_connection_check_interval": f"{limits.client_check}s",
         }
-        if connection.info.server_version < 140000:
-            del settings["client_connection_check_interval"]
         try:
             for name, value in settings.items():
-                connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+                _set(connection, name, value)
         except psycopg.Error as error:
             connection.close()
             raise outage_of(error, self.database) from error
         return connection
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    try:
+        connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
+        # Before PostgreSQL 14, or on a platform that cannot check: orphans then live until their statement ends.
+        if name != "client_connection_check_interval":
+            raise

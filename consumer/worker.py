@@ -7,10 +7,11 @@ is kept and tried again while polling goes on, so that the group stays as it is 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
@@ -22,12 +23,11 @@ from consumer.faults import Outage
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.outcomes import Booked
+from consumer.partitions import Key, Partitions, key_of, names
 from consumer.pipeline import Handled, Pipeline
 from consumer.retry import Backoff, ToRetry
 from consumer.settings import Settings
 from consumer.sweep import Sweep
-
-Key: TypeAlias = tuple[str, int]  # topic, partition
 
 MakeConsumer: TypeAlias = Callable[
     [Callable[[KafkaError], None], Callable[[KafkaError | None, list[TopicPartition]], None]], Consumer
@@ -38,6 +38,7 @@ _LOG: Final = structlog.get_logger("worker")
 _IDLE_SECONDS: Final = 1.0  # longest wait for a first record
 _GATHER_SECONDS: Final = 0.02  # wait for more records of the same batch
 _ASK_BROKER_SECONDS: Final = 3.0  # between questions whether a broker answers again
+_CLOSE_SECONDS: Final = 10.0  # for leaving the group
 _KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
 _LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
 
@@ -50,27 +51,6 @@ class Hold:
     outage: Outage
     retry_at: float
     since: float
-
-
-@dataclass(slots=True)
-class Partitions:
-    """What we know of the partitions assigned to us."""
-
-    assigned: set[Key] = field(default_factory=set)
-    # Parked until then (UTC): a record is not due yet, or a fault could not be published.
-    parked: dict[Key, datetime] = field(default_factory=dict)
-    # Next offset to commit, of work that is done.
-    done: dict[Key, int] = field(default_factory=dict)
-    # Where the partition ended when we had read all of it, behind the markers of transactions.
-    ends: dict[Key, int] = field(default_factory=dict)
-
-    def drop(self, keys: Iterable[Key]) -> None:
-        """They are somebody else's now."""
-        for key in keys:
-            self.assigned.discard(key)
-            self.parked.pop(key, None)
-            self.done.pop(key, None)
-            self.ends.pop(key, None)
 
 
 class Worker:
@@ -98,13 +78,14 @@ class Worker:
         self._metrics = metrics
         self._health = health
         self._now, self._monotonic = now, monotonic
-        self._partitions = Partitions()
+        self._partitions = Partitions(self._consumer, now)
         self._hold: Hold | None = None
         self._hold_backoff = Backoff(0.5, 30, uniform)
         self._publish_backoff = Backoff(1, 30, uniform)
         self._broker_asked_at: float | None = None  # when we last asked for it, while no broker answers
         self._committing = False
-        self._stopping = False
+        self._stopping = self._leaving = False
+        self.is_closed = False
         self._last_poll = self._last_commit = monotonic()
 
     def stop(self) -> None:
@@ -119,14 +100,22 @@ class Worker:
             while not self._stopping:
                 self._step()
             self._commit_before_leaving(patience=5)
+            self._leaving = True
         finally:
-            self._consumer.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Leave the group. Without a broker librdkafka can wait for one without end, and we do not."""
+        closing = threading.Thread(target=self._consumer.close, name="close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+        self.is_closed = not closing.is_alive()
 
     def _step(self) -> None:
         self._health.beat()
         if self._broker_asked_at is not None:
             self._ask_for_broker(self._broker_asked_at)
-        self._unpark()
+        self._partitions.unpark(paused=self._hold is not None)
         if self._hold is not None:
             self._keep_holding(self._hold)
             return
@@ -134,7 +123,7 @@ class Worker:
         if batch:
             self._work(batch)
         if self._hold is None:
-            self._pass_markers()
+            self._partitions.pass_markers()
         if self._monotonic() - self._last_commit >= _LAZY_COMMIT_SECONDS:
             self._commit()
         if self._hold is None and self._sweep.is_due:
@@ -151,27 +140,23 @@ class Worker:
         return [first, *self._consumer.consume(self._settings.batch_size - 1, _GATHER_SECONDS)]
 
     def _patience(self) -> float:
-        due = min(self._partitions.parked.values(), default=None)
-        return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.0, (due - self._now()).total_seconds()))
+        due = self._partitions.next_due()
+        return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, due)
 
     def _sift(self, messages: Sequence[Message]) -> list[Message]:
         """Keep what may be handled now; park partitions whose next record is not due."""
         batch: list[Message] = []
-        state = self._partitions
         for message in messages:
-            key = _key(message)
             if (error := message.error()) is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    state.ends[key] = message.offset() or 0
-                else:
+                if not self._partitions.reached_end(message):
                     _LOG.warning("kafka", error=error.str(), code=error.name())
                 continue
-            # Not ours any more (revoked while this batch was fetched), or behind a record that waits.
-            if key not in state.assigned or key in state.parked:
+            key = key_of(message)
+            if not self._partitions.is_readable(key):
                 continue
             due = self._pipeline.not_before(message)
             if due is not None and due > self._now():
-                self._park(key, message.offset() or 0, due)
+                self._partitions.park(key, message.offset() or 0, due)
             else:
                 batch.append(message)
         return batch
@@ -192,7 +177,7 @@ class Worker:
         state = self._partitions
         ends: dict[Key, int] = {}
         for message in batch:
-            ends[_key(message)] = (message.offset() or 0) + 1
+            ends[key_of(message)] = (message.offset() or 0) + 1
         stuck: dict[Key, int] = {}
         if handled.publications:
             for publication, reason in self._publisher.publish(handled.publications):
@@ -207,21 +192,13 @@ class Worker:
             until = self._now() + timedelta(seconds=self._publish_backoff.next_wait())
             for key, offset in stuck.items():
                 if key in state.assigned:
-                    self._park(key, offset, until)
+                    state.park(key, offset, until)
         else:
             self._publish_backoff.reset()
         self._metrics.hold.labels("publish").set(1 if stuck else 0)
         self._report(batch, handled)
         if handled.had_work:
             self._commit()
-
-    def _pass_markers(self) -> None:
-        """Nothing is in hand: a partition that was read to its end is done up to there."""
-        state = self._partitions
-        for key, end in state.ends.items():
-            if key in state.assigned and key not in state.parked:
-                state.done[key] = max(end, state.done.get(key, 0))
-        state.ends.clear()
 
     def _commit(self) -> None:
         """Send the offsets of what is done, unless some are on their way; `_committed` hears of them.
@@ -230,42 +207,39 @@ class Worker:
         work again.
         """
         if self._partitions.done and not self._committing:
-            self._consumer.commit(offsets=self._offsets(), asynchronous=True)
+            self._consumer.commit(offsets=self._partitions.offsets(), asynchronous=True)
             self._committing = True
             self._last_commit = self._monotonic()
 
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The broker's answer. What it did not take stays among what is to be committed."""
         self._committing = False
-        done = self._partitions.done
         for each in offsets:
             failure = error or each.error
             if failure is not None:
                 _LOG.warning("offset not committed", topic=each.topic, partition=each.partition, error=str(failure))
-            elif done.get((each.topic, each.partition)) == each.offset:
-                del done[each.topic, each.partition]
+            else:
+                self._partitions.committed(each)
         if error is None:
             self._metrics.last_success.set_to_current_time()
 
     def _commit_before_leaving(self, patience: float) -> None:
         """Commit and wait for the answer, but not for ever."""
         deadline = self._monotonic() + patience
-        self._pause(self._partitions.assigned)
+        self._partitions.pause()
         while (self._partitions.done or self._committing) and self._monotonic() < deadline:
             self._commit()
-            self._rewind(self._consumer.poll(0.05))
-
-    def _offsets(self) -> list[TopicPartition]:
-        return [TopicPartition(topic, number, offset) for (topic, number), offset in self._partitions.done.items()]
+            self._put_back(self._consumer.poll(0.05))
 
     def _keepalive(self) -> None:
         """Between the transactions of a long batch: poll, so that the group does not take us for dead."""
         if self._monotonic() - self._last_poll < _KEEPALIVE_SECONDS:
             return
-        self._pause(self._partitions.assigned)
-        self._rewind(self._consumer.poll(0))
+        self._partitions.pause()
+        self._put_back(self._consumer.poll(0))
         self._last_poll = self._monotonic()
-        self._resume(self._partitions.assigned - self._partitions.parked.keys())
+        if self._hold is None:
+            self._partitions.resume()
 
     # -- hold ----------------------------------------------------------------------------------------------------------
 
@@ -277,7 +251,7 @@ class Worker:
                 "on hold", reason=outage.reason, detail=outage.message, records=len(batch), retry_in=round(wait, 1)
             )
             self._hold = Hold(batch, outage, now + wait, since=now)
-            self._pause(self._partitions.assigned)
+            self._partitions.pause()
         else:
             _LOG.warning("still on hold", reason=outage.reason, detail=outage.message, retry_in=round(wait, 1))
             if outage.reason != self._hold.outage.reason:
@@ -290,13 +264,11 @@ class Worker:
         wait = max(0.0, min(0.5, hold.retry_at - self._monotonic()))
         if hold.outage.wants_another and len(hold.batch) < self._settings.batch_size:
             # One more record tells a poisonous one from a sick database.
-            self._resume(self._partitions.assigned - self._partitions.parked.keys())
-            message = self._consumer.poll(wait)
-            self._pause(self._partitions.assigned)
-            if message is not None:
-                hold.batch += self._sift([message])
+            self._partitions.resume()
+            hold.batch += self._poll_one(wait)
+            self._partitions.pause()
         else:
-            self._rewind(self._consumer.poll(wait))
+            self._put_back(self._consumer.poll(wait))
         self._last_poll = self._monotonic()
         if self._stopping or self._monotonic() < hold.retry_at:
             return
@@ -312,6 +284,15 @@ class Worker:
         self._end_hold()
         self._finish(hold.batch, handled)
 
+    def _poll_one(self, patience: float) -> list[Message]:
+        """At most one record that may be handled; ends of partitions do not count."""
+        deadline = self._monotonic() + patience
+        while (left := deadline - self._monotonic()) > 0:
+            message = self._consumer.poll(left)
+            if message is not None and (found := self._sift([message])):
+                return found
+        return []
+
     def _end_hold(self) -> None:
         hold, self._hold = self._hold, None
         self._hold_backoff.reset()
@@ -319,7 +300,7 @@ class Worker:
             _LOG.warning("hold ended", reason=hold.outage.reason, seconds=round(self._monotonic() - hold.since, 1))
             self._metrics.hold.labels(hold.outage.reason).set(0)
         self._health.hold(None)
-        self._resume(self._partitions.assigned - self._partitions.parked.keys())
+        self._partitions.resume()
 
     # -- the broker ----------------------------------------------------------------------------------------------------
 
@@ -344,66 +325,39 @@ class Worker:
         self._metrics.hold.labels("broker").set(0)
         self._health.broker(None)
 
-    # -- partitions ----------------------------------------------------------------------------------------------------
+    # -- assignment ----------------------------------------------------------------------------------------------------
 
-    def _park(self, key: Key, offset: int, until: datetime) -> None:
-        """Stop a partition in front of a record, until then."""
-        self._pause({key})
-        self._consumer.seek(TopicPartition(*key, offset))
-        self._partitions.parked[key] = until
-
-    def _unpark(self) -> None:
-        now = self._now()
-        due = {key for key, until in self._partitions.parked.items() if until <= now}
-        for key in due:
-            del self._partitions.parked[key]
-        if self._hold is None:
-            self._resume(due)
-
-    def _rewind(self, message: Message | None) -> None:
-        """A record came although its partition is paused: put it back."""
+    def _put_back(self, message: Message | None) -> None:
+        """Something came while everything is paused."""
         if message is None:
             return
-        if message.error() is not None:
+        if message.error() is None:
+            self._partitions.put_back(message)
+        else:
             self._sift([message])
-        elif _key(message) in self._partitions.assigned:
-            self._pause({_key(message)})
-            self._consumer.seek(TopicPartition(*_key(message), message.offset() or 0))
 
-    def _pause(self, keys: Iterable[Key]) -> None:
-        if partitions := [TopicPartition(*key) for key in keys]:
-            self._consumer.pause(partitions)
-
-    def _resume(self, keys: Iterable[Key]) -> None:
-        if partitions := [TopicPartition(*key) for key in keys]:
-            self._consumer.resume(partitions)
-
-    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        consumer.incremental_assign(partitions)
-        keys = {(each.topic, each.partition) for each in partitions}
-        self._partitions.assigned |= keys
-        # librdkafka forgets pauses in an assignment: make them again, all of them.
-        self._pause(self._partitions.assigned if self._hold else self._partitions.parked)
-        _LOG.info("partitions assigned", partitions=_names(keys))
+    def _assigned(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        keys = self._partitions.add(partitions, paused=self._hold is not None)
+        _LOG.info("partitions assigned", partitions=names(keys))
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # The one commit that must arrive before we go on; a coordinator that asks for partitions is there to take it.
-        if offsets := self._offsets():
+        # Not while leaving, or without a broker: it would wait for an answer without end.
+        offsets = [] if self._leaving or self._broker_asked_at is not None else self._partitions.offsets()
+        if offsets:
             try:
                 consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
                 _LOG.warning("offsets not committed before a rebalance", error=error.args[0].str())
         self._lost(consumer, partitions)
 
-    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        keys = {(each.topic, each.partition) for each in partitions}
-        self._partitions.drop(keys)
+    def _lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        keys = self._partitions.drop(partitions)
         if self._hold is not None:
             # Uncommitted: whoever gets the partitions reads these records again.
-            self._hold.batch = [message for message in self._hold.batch if _key(message) not in keys]
-        consumer.incremental_unassign(partitions)
-        _LOG.info("partitions revoked", partitions=_names(keys))
+            self._hold.batch = [message for message in self._hold.batch if key_of(message) not in keys]
+        _LOG.info("partitions revoked", partitions=names(keys))
         self._health.assigned(len(self._partitions.assigned))
 
     # -- sweep and report ----------------------------------------------------------------------------------------------
@@ -444,21 +398,5 @@ class Worker:
         self._metrics.lag.observe(max(0.0, (self._now() - booked.paid_at).total_seconds()))
 
 
-def _key(message: Message) -> Key:
-    return message.topic() or "", message.partition() or 0
-
-
 def _place(record: Record) -> dict[str, Any]:
     return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-
-
-def _names(keys: Iterable[Key]) -> str:
-    """Short enough for a log line: `topic[0-7] other[1,3]`."""
-    numbers: dict[str, list[int]] = {}
-    for topic, number in sorted(keys):
-        numbers.setdefault(topic, []).append(number)
-    shown = []
-    for topic, found in numbers.items():
-        whole = len(found) > 1 and found == list(range(found[0], found[-1] + 1))
-        shown.append(f"{topic}[{f'{found[0]}-{found[-1]}' if whole else ','.join(map(str, found))}]")
-    return " ".join(shown)

@@ -36,7 +36,10 @@ os.execv(sys.executable, [sys.executable, "-m", "consumer", "run"])
 
 
 class ConsumerProcess:
-    """Starts when entered, is stopped when left. `log` is the file that holds its JSON lines."""
+    """Starts when entered, is stopped when left. `log` is the file that holds its JSON lines.
+
+    The log is removed in the end, unless `keep_log` is set or an error ended the demo.
+    """
 
     def __init__(self, settings: Settings) -> None:
         with socket.create_server((_LOOPBACK, 0)) as free:
@@ -46,6 +49,7 @@ class ConsumerProcess:
         handle, name = tempfile.mkstemp(prefix="cfo-sync-demo-", suffix=".log")
         os.close(handle)
         self.log = Path(name)
+        self.keep_log = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -64,6 +68,9 @@ class ConsumerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        # Being interrupted is no error.
+        if not self.keep_log and (kind is None or not issubclass(kind, Exception)):
+            self.log.unlink(missing_ok=True)
 
     @property
     def pid(self) -> int | None:

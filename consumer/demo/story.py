@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Final, LiteralString
 
@@ -55,24 +56,43 @@ def _play(settings: Settings, out: Console, closing: ExitStack) -> bool:
     tape = closing.enter_context(Tape(settings))
     consumer = closing.enter_context(ConsumerProcess(settings))
     stage = Stage(settings, out, invoices, ledger, other, tape, consumer)
+    holds = False
+    try:
+        holds = _tell(stage, began)
+    finally:
+        if not holds and not _is_interrupted():
+            consumer.keep_log = True
+            out.print(Text(f"log of the consumer: {consumer.log}"), soft_wrap=True)
+    return holds
+
+
+def _is_interrupted() -> bool:
+    return isinstance(sys.exception(), KeyboardInterrupt | SystemExit)
+
+
+def _tell(stage: Stage, began: float) -> bool:
+    out, consumer = stage.out, stage.consumer
     _introduce(stage)
     if not wait_ready(consumer, _CONSUMER_SECONDS):
         stage.complain("the consumer does not become ready; the end of its log:")
         for line in consumer.last_words():
             out.print(Text(line), soft_wrap=True)
-        stage.complain(f"its whole log: {consumer.log}")
         return False
-    ready = time.monotonic()
-    stage.say(f"the consumer runs, process {consumer.pid}, ready after {ready - began:.1f} s")
+    stage.say(f"the consumer runs, process {consumer.pid}, ready after {time.monotonic() - began:.1f} s")
     for number, chapter in enumerate(CHAPTERS, 1):
         stage.chapter(number, chapter.title)
-        _try(stage, lambda play=chapter.play: play(stage))  # type: ignore[misc]
+        try:
+            chapter.play(stage)
+        except Stalled as stalled:
+            # The story goes on: the promises say what came of it.
+            stage.complain(str(stalled))
+            stage.lose_patience()
     consumer.stop()
     out.print()
     tables.show(stage)
     verdicts = [promise(stage) for promise in PROMISES]
     tables.judge(out, verdicts)
-    return _conclude(stage, verdicts, time.monotonic() - began)
+    return _conclude(out, verdicts, time.monotonic() - began)
 
 
 def _connect(settings: Settings, closing: ExitStack) -> tuple[Connection, Connection, Connection]:
@@ -129,27 +149,14 @@ def _introduce(stage: Stage) -> None:
     stage.say(f"group {settings.group_id}, retries after {RETRY_DELAYS}")
 
 
-def _try(stage: Stage, part: Callable[[], None]) -> None:
-    """A part that stalls is told and does not end the story: the promises say what came of it."""
-    try:
-        part()
-    except Stalled as stalled:
-        stage.complain(str(stalled))
-        stage.lose_patience()
-
-
-def _conclude(stage: Stage, verdicts: list[Verdict], seconds: float) -> bool:
-    out, log = stage.out, stage.consumer.log
+def _conclude(out: Console, verdicts: list[Verdict], seconds: float) -> bool:
     broken = sum(not verdict.holds for verdict in verdicts)
     out.print()
     if broken:
         out.print(Text(f"FAIL: {broken} of {len(verdicts)} promises do not hold; {seconds:.1f} s", style="bold red"))
-        out.print(Text(f"log of the consumer: {log}"), soft_wrap=True)
-        return False
-    out.print(Text(f"PASS: all {len(verdicts)} promises hold; {seconds:.1f} s", style="bold green"))
-    with suppress(OSError):
-        log.unlink()
-    return True
+    else:
+        out.print(Text(f"PASS: all {len(verdicts)} promises hold; {seconds:.1f} s", style="bold green"))
+    return not broken
 
 
 @contextmanager

@@ -279,3 +279,48 @@ def test_a_damaged_header_is_no_obstacle(pipeline: Pipeline) -> None:
     pipeline.wait_complete(1)
     pipeline.wait_quiet()
     pipeline.assert_booked_exactly_once(1)
+
+
+def refuse_in_ledger(pipeline: Pipeline, when: str) -> None:
+    """An error that nobody foresaw, for each transaction with `when`."""
+    pipeline.ledger.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN IF {when} THEN RAISE EXCEPTION 'who knows'; END IF; RETURN NEW; END $$"
+    )
+    pipeline.ledger.execute(
+        "CREATE TRIGGER refuse BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+
+def test_an_unknown_error_of_every_record_is_held_and_ends_by_itself(pipeline: Pipeline) -> None:
+    refuse_in_ledger(pipeline, "true")
+    consumer = pipeline.start_consumer()
+    pipeline.invoices.paid_invoices(60)
+    wait_until(lambda: consumer.ready().get("hold") == "breaker", "the hold")
+    time.sleep(2)
+    assert len(pipeline.retries()) < 20, "no more records than the breaker needs to see"
+    pipeline.ledger.execute("DROP TRIGGER refuse ON transactions")
+    pipeline.wait_complete(60)
+    pipeline.wait_quiet()
+    assert pipeline.invoices.value("SELECT count(*) FROM transactions") == 60
+    assert pipeline.dead_letters() == []
+    assert consumer.ready()["ready"] is True
+
+
+def test_many_poisonous_records_hold_the_others_for_a_while_only(pipeline: Pipeline) -> None:
+    refuse_in_ledger(pipeline, "NEW.amount = 666.66")
+    pipeline.invoices.paid_invoices(40, amount="666.66")
+    pipeline.invoices.paid_invoices(40)
+    pipeline.start_consumer(CFO_SYNC_RETRY_DELAYS="1h,1h,1h")
+    pipeline.wait_complete(40)
+    wait_until(lambda: len(pipeline.retries()) == 40, "the poisonous ones in the retry topic")
+    assert pipeline.invoices.value("SELECT count(*) FROM transactions") == 40
+    assert pipeline.dead_letters() == []
+
+
+def test_sigterm_is_obeyed_while_no_broker_answers(pipeline: Pipeline) -> None:
+    consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="100")
+    pipeline.invoices.paid_invoices(3000)
+    pipeline.wait_complete(300)
+    pipeline.stack.kafka.kill()
+    assert consumer.stop() == 0
