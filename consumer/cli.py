@@ -132,10 +132,13 @@ def sync(
 
     with CFOSyncService(_settings()) as service:
         answer = service.sync_invoice_to_cfo(invoice_id, force_retry=force)
+        row = service.status(invoice_id) if answer["success"] else None
     if as_json:
         _print_json(answer)
     elif answer["success"]:
-        _out.print(f"invoice {invoice_id} is booked as transaction {answer['cfo_transaction_id']}", highlight=False)
+        # A ledger whose key is no number is known by its Identifier.
+        key = answer["cfo_transaction_id"] or (row or {}).get("cfo_identifier")
+        _out.print(f"invoice {invoice_id} is booked as transaction {key}", highlight=False, markup=False)
     else:
         _err.print(f"invoice {invoice_id} was not booked: {answer['error']}", highlight=False, markup=False)
     if not answer["success"]:

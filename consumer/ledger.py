@@ -51,7 +51,7 @@ def read_columns(connection: Connection, table: str) -> dict[str, Column]:
 def has_unique_identifier(connection: Connection, target: Target) -> bool:
     """Whether a unique index on the identifier alone covers our rows.
 
-    A partial one counts whatever its condition is: `cfo-sync check` compares it with the mapping file's.
+    A partial one counts whatever its condition is; that it covers our rows is for whoever made it to see to.
     """
     row = connection.execute(
         "SELECT EXISTS (SELECT FROM pg_index x"
