@@ -9,7 +9,7 @@ from typing import Final
 
 from psycopg import Connection
 
-from consumer import broker, ledger, mapping, migrations
+from consumer import broker, ledger, mapping, migrations, topics
 from consumer.databases import Broken, Databases
 from consumer.faults import Outage
 from consumer.mapping import Target
@@ -221,17 +221,17 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
 
 def _check_topics(settings: Settings, kafka_log: logging.Logger) -> Iterator[Finding]:
     admin = broker.make_admin(settings, kafka_log)
-    existing = broker.describe_topics(admin)
+    existing = topics.describe(admin)
     yield Finding("Kafka", True, settings.kafka_bootstrap_servers)
     source = existing.get(settings.source_topic)
     yield Finding(f"topic {settings.source_topic}", source is not None, f"{source} partitions" if source else "missing",
                   "run `cfo-sync topics create`, then register the connector")  # fmt: skip
-    largest = broker.max_message_bytes(admin, settings.source_topic) if source else broker.DEFAULT_MAX_MESSAGE_BYTES
+    largest = topics.max_message_bytes(admin, settings.source_topic) if source else topics.DEFAULT_MAX_MESSAGE_BYTES
     for name in (*settings.retry_topics, settings.dlq_topic, settings.replay_topic):
         if name not in existing:
             yield Finding(f"topic {name}", False, "missing", "run `cfo-sync topics create`")
             continue
-        limit, wanted = broker.max_message_bytes(admin, name), largest + broker.HEADROOM_BYTES
+        limit, wanted = topics.max_message_bytes(admin, name), largest + topics.HEADROOM_BYTES
         yield Finding(
             f"topic {name}", limit >= wanted, f"{existing[name]} partitions, records up to {limit} bytes",
             f"kafka-configs --alter --topic {name} --add-config max.message.bytes={wanted}",

@@ -87,16 +87,16 @@ def topics_create(
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the source topic, if it is new.")] = 8,
 ) -> None:
     """Create the topics that are missing: the source topic, three retry topics, dead letters, replay."""
-    from consumer import broker
+    from consumer import broker, topics
 
     settings = _settings()
     admin = broker.make_admin(settings, _kafka_log())
-    existing = broker.describe_topics(admin)
-    source_bytes = broker.DEFAULT_MAX_MESSAGE_BYTES
+    existing = topics.describe(admin)
+    source_bytes = topics.DEFAULT_MAX_MESSAGE_BYTES
     if settings.source_topic in existing:
-        source_bytes = broker.max_message_bytes(admin, settings.source_topic)
-    plans = broker.plan_topics(settings, existing, source_bytes, partitions)
-    created = broker.create_topics(admin, plans, existing)
+        source_bytes = topics.max_message_bytes(admin, settings.source_topic)
+    plans = topics.plan(settings, existing, source_bytes, partitions)
+    created = topics.create(admin, plans, existing)
     for plan in plans:
         state = "created" if plan.name in created else "exists"
         _out.print(f"{state:8} {plan.name}", highlight=False)

@@ -70,6 +70,7 @@ class Partitions:
         self._pause({key})
         self._consumer.seek(TopicPartition(*key, offset))
         self.parked[key] = until
+        self._ends.pop(key, None)  # the end lies behind a record that is not handled
 
     def unpark(self, *, paused: bool) -> None:
         """Let go on those whose time has come; if everything is paused, when that ends."""
@@ -91,6 +92,7 @@ class Partitions:
         if key in self.assigned:
             self._pause({key})
             self._consumer.seek(TopicPartition(*key, message.offset() or 0))
+            self._ends.pop(key, None)
 
     # -- offsets -------------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,8 @@ class Partitions:
         error = message.error()
         if error is None or error.code() != KafkaError._PARTITION_EOF:
             return False
-        self._ends[key_of(message)] = message.offset() or 0
+        if self.is_readable(key := key_of(message)):
+            self._ends[key] = message.offset() or 0
         return True
 
     def pass_markers(self) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from consumer import broker, health
+from consumer import broker, health, topics
 from consumer.faults import Outage
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline
@@ -51,8 +51,7 @@ def run(settings: Settings) -> None:
     stop = Stop()
     stop.install()
     kafka_log = logging.getLogger("kafka")
-    topics = (settings.source_topic, *settings.retry_topics, settings.replay_topic)
-    metrics, state = Metrics(topics), health.Health()
+    metrics, state = Metrics(settings.consumed_topics), health.Health()
     with CFOSyncService(settings) as service:
         if settings.metrics_port:
             try:
@@ -76,7 +75,7 @@ def run(settings: Settings) -> None:
         stop.worker = worker
         if not stop.event.is_set():
             state.hold(None)
-            _LOG.info("consuming", group=settings.group_id, topics=list(topics))
+            _LOG.info("consuming", group=settings.group_id, topics=list(settings.consumed_topics))
             worker.run()
         _LOG.info("stopped")
         if not worker.is_closed:
@@ -109,7 +108,6 @@ def _wait_for_dependencies(
 
 
 def _need_topics(settings: Settings, kafka_log: logging.Logger) -> None:
-    existing = broker.describe_topics(broker.make_admin(settings, kafka_log))
-    wanted = [settings.source_topic, *settings.retry_topics, settings.replay_topic, settings.dlq_topic]
-    if missing := [name for name in wanted if name not in existing]:
+    existing = topics.describe(broker.make_admin(settings, kafka_log))
+    if missing := [name for name in (*settings.consumed_topics, settings.dlq_topic) if name not in existing]:
         raise Outage("topics", f"no topic {', '.join(missing)}: run `cfo-sync topics create`")

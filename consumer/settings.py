@@ -114,6 +114,11 @@ class Settings(BaseSettings):
         return f"{self.topic_prefix}.replay"
 
     @property
+    def consumed_topics(self) -> tuple[str, ...]:
+        """What a consumer subscribes to: the source topic, the delay topics and replays."""
+        return (self.source_topic, *self.retry_topics, self.replay_topic)
+
+    @property
     def is_one_database(self) -> bool:
         """Whether the CFO's table stands in the invoice database, so that one transaction holds everything."""
         return self.cfo_dsn is None or self.cfo_dsn == self.invoice_dsn

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumer.broker import Publisher, Record
+from consumer.broker import Publisher
 from consumer.faults import Outage
 from consumer.health import Health
 from consumer.metrics import Metrics
-from consumer.outcomes import Booked
 from consumer.partitions import Key, Partitions, key_of, names
 from consumer.pipeline import Handled, Pipeline
-from consumer.retry import Backoff, ToRetry
+from consumer.reporting import Report, place_of
+from consumer.retry import Backoff
 from consumer.settings import Settings
 from consumer.sweep import Sweep
 
@@ -76,6 +75,7 @@ class Worker:
         self._pipeline = pipeline
         self._sweep = sweep
         self._metrics = metrics
+        self._report = Report(metrics, now)
         self._health = health
         self._now, self._monotonic = now, monotonic
         self._partitions = Partitions(self._consumer, now)
@@ -94,7 +94,7 @@ class Worker:
 
     def run(self) -> None:
         """Consume until stopped."""
-        topics = [self._settings.source_topic, *self._settings.retry_topics, self._settings.replay_topic]
+        topics = list(self._settings.consumed_topics)
         self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not self._stopping:
@@ -184,7 +184,7 @@ class Worker:
                 cause = publication.cause
                 key = (cause.topic, cause.partition)
                 stuck[key] = min(stuck.get(key, cause.offset), cause.offset)
-                _LOG.error("cannot publish", to=publication.topic, reason=reason, **_place(cause))
+                _LOG.error("cannot publish", to=publication.topic, reason=reason, **place_of(cause))
         for key, end in ends.items():
             if key in state.assigned:
                 state.done[key] = stuck.get(key, end)
@@ -196,7 +196,7 @@ class Worker:
         else:
             self._publish_backoff.reset()
         self._metrics.hold.labels("publish").set(1 if stuck else 0)
-        self._report(batch, handled)
+        self._report.batch(len(batch), handled)
         if handled.had_work:
             self._commit()
 
@@ -206,10 +206,15 @@ class Worker:
         Not waited for: while no broker answers that would stop the polling, and a failure costs nothing but doing the
         work again.
         """
-        if self._partitions.done and not self._committing:
+        if not self._partitions.done or self._committing:
+            return
+        self._last_commit = self._monotonic()
+        try:
             self._consumer.commit(offsets=self._partitions.offsets(), asynchronous=True)
+        except KafkaException as error:
+            _LOG.warning("offsets not committed, will be again", error=error.args[0].str())
+        else:
             self._committing = True
-            self._last_commit = self._monotonic()
 
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The broker's answer. What it did not take stays among what is to be committed."""
@@ -265,8 +270,9 @@ class Worker:
         if hold.outage.wants_another and len(hold.batch) < self._settings.batch_size:
             # One more record tells a poisonous one from a sick database.
             self._partitions.resume()
-            hold.batch += self._poll_one(wait)
+            another = self._poll_one(wait)
             self._partitions.pause()
+            hold.batch += another  # only now: polling may have taken revoked partitions' records out
         else:
             self._put_back(self._consumer.poll(wait))
         self._last_poll = self._monotonic()
@@ -360,7 +366,7 @@ class Worker:
         _LOG.info("partitions revoked", partitions=names(keys))
         self._health.assigned(len(self._partitions.assigned))
 
-    # -- sweep and report ----------------------------------------------------------------------------------------------
+    # -- sweep ---------------------------------------------------------------------------------------------------------
 
     def _run_sweep(self) -> None:
         try:
@@ -368,35 +374,4 @@ class Worker:
         except Outage as outage:
             _LOG.warning("sweep put off", reason=outage.reason, detail=outage.message)
             return
-        self._metrics.swept.inc(len(outcomes))
-        for outcome in outcomes.values():
-            if isinstance(outcome, Booked):
-                self._observe(outcome)
-
-    def _report(self, batch: Sequence[Message], handled: Handled) -> None:
-        totals: Counter[str] = Counter()
-        for (topic, outcome), count in handled.counts.items():
-            self._metrics.records.labels(topic, outcome).inc(count)
-            totals[outcome] += count
-        for result in handled.outcomes.values():
-            if isinstance(result, Booked):
-                self._observe(result)
-        for record, invoice_id, fault, decided in handled.faults:
-            where = _place(record) | {"invoice_id": invoice_id, "code": fault.code, "detail": fault.message}
-            if isinstance(decided, ToRetry):
-                _LOG.warning(
-                    "will be retried", retry=decided.number, not_before=decided.not_before.isoformat(), **where
-                )
-            else:
-                _LOG.error("dead letter", retries=decided.retries, kind=fault.kind, **where)
-        if handled.had_work:
-            _LOG.info("batch", records=len(batch), **{name: count for name, count in totals.items() if count})
-            for result in handled.outcomes.values():
-                _LOG.debug("invoice", outcome=type(result).__name__.lower(), invoice_id=result.invoice_id)
-
-    def _observe(self, booked: Booked) -> None:
-        self._metrics.lag.observe(max(0.0, (self._now() - booked.paid_at).total_seconds()))
-
-
-def _place(record: Record) -> dict[str, Any]:
-    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        self._report.swept(outcomes)

@@ -13,7 +13,7 @@ from typing import Final, Self, TypeAlias
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from consumer import broker, envelope, headers
+from consumer import broker, envelope, headers, topics
 from consumer.broker import Record
 from consumer.envelope import Doorbell
 from consumer.faults import Outage, RecordFault
@@ -68,11 +68,11 @@ class Tape:
             logger=logger,
         )
         self._records: list[Record] = []
-        topics = (settings.source_topic, *settings.retry_topics, settings.dlq_topic)
-        counts = broker.describe_topics(self._admin)
-        if missing := [topic for topic in topics if topic not in counts]:
+        followed = (settings.source_topic, *settings.retry_topics, settings.dlq_topic)
+        counts = topics.describe(self._admin)
+        if missing := [topic for topic in followed if topic not in counts]:
             raise Outage("topics", f"no topic {', '.join(missing)}: run `cfo-sync topics create`")
-        self._places = [(topic, number) for topic in topics for number in range(counts[topic])]
+        self._places = [(topic, number) for topic in followed for number in range(counts[topic])]
         self._starts = self._ends(self._places)
         self._next = dict(self._starts)
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._starts.items()])

@@ -267,6 +267,14 @@ class Pipeline:
         """Until the group has committed all that stands on its topics."""
         wait_until(lambda: self.lag() == 0, "the group to catch up", timeout)
 
+    def assert_drained(self, count: int) -> None:
+        """Wait until so many invoices are booked, each once; nothing went to the retry topics or the dead letters."""
+        self.wait_complete(count)
+        self.wait_quiet()
+        self.assert_booked_exactly_once(count)
+        assert self.retries() == []
+        assert self.dead_letters() == []
+
     def assert_booked_exactly_once(self, count: int) -> None:
         """So many invoices are complete, and each has one transaction, one mapping row and one log row that agree."""
         assert self.invoices.value("SELECT count(*) FROM crypto_invoices WHERE status = 'complete'") == count

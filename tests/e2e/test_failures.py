@@ -25,11 +25,7 @@ def test_a_drain_survives_kill_9_three_times(pipeline: Pipeline) -> None:
         pipeline.wait_complete(int(count * share))
         consumer.kill()
     pipeline.start_consumer()
-    pipeline.wait_complete(count)
-    pipeline.wait_quiet()
-    pipeline.assert_booked_exactly_once(count)
-    assert pipeline.retries() == []
-    assert pipeline.dead_letters() == []
+    pipeline.assert_drained(count)
 
 
 def test_consumers_that_come_and_go_during_a_drain_book_each_invoice_once(pipeline: Pipeline) -> None:
@@ -60,11 +56,7 @@ def test_a_stopped_database_moves_nothing_and_the_drain_goes_on(pipeline: Pipeli
     pipeline.stack.postgres.start()
     pipeline.stack.postgres.wait_ready(30)
     pipeline.invoices.reconnect()
-    pipeline.wait_complete(count)
-    pipeline.wait_quiet()
-    pipeline.assert_booked_exactly_once(count)
-    assert pipeline.retries() == []
-    assert pipeline.dead_letters() == []
+    pipeline.assert_drained(count)
     assert consumer.ready()["ready"] is True
 
 
@@ -83,11 +75,7 @@ def test_killed_backends_and_a_crashed_server_send_nothing_to_retry(pipeline: Pi
     pipeline.stack.postgres.start()
     pipeline.stack.postgres.wait_ready(30)
     pipeline.invoices.reconnect()
-    pipeline.wait_complete(count)
-    pipeline.wait_quiet()
-    pipeline.assert_booked_exactly_once(count)
-    assert pipeline.retries() == []
-    assert pipeline.dead_letters() == []
+    pipeline.assert_drained(count)
 
 
 def test_a_killed_broker_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from consumer import broker, checks
+from consumer import checks, topics
 from consumer.checks import Finding, check
 from consumer.outcomes import Booked
 from consumer.service import CFOSyncService
@@ -61,7 +61,7 @@ def test_no_password_is_shown(two_databases: Settings) -> None:
 
 def test_a_broker_that_does_not_answer_is_found(two_databases: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(broker.describe_topics, "__defaults__", (0.5,))
+    monkeypatch.setattr(topics.describe, "__defaults__", (0.5,))
     nowhere = two_databases.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     [finding] = [each for each in check(nowhere, LOG) if each.what.startswith("Kafka")]
     assert not finding.good
