@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import msgspec
 from psycopg import Connection
@@ -14,10 +13,8 @@ from consumer.databases import Databases
 from consumer.faults import Fault, Transient
 from consumer.mapping import Mapping as Rules
 from consumer.outcomes import Booked, BookingResult, Faulted, NotPaid, Outcome, Settled
-from consumer.plan import Adopt, Draft, Insert, Refresh
+from consumer.plan import Adopt, Draft, Insert, Refresh, whole_number
 from consumer.store import Gathered, LogRow, Partition, SyncedRow
-
-_MAX_BIGINT: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +57,30 @@ class Bookkeeper:
         ids: Sequence[int],
         partitions: Sequence[Partition],
         seen: MutableMapping[int, str],
+        *,
+        repair: bool = False,
     ) -> Bookkeeping:
         """The guide's six steps for a set of invoices, in one transaction (two when the CFO has its own database).
 
         `attempts` gives the retry count that a booked invoice is recorded with; `seen` is filled with the version of
-        each mapping row that was read, whatever happens afterwards. Raises `Broken`, `ledger.Raced` or
+        each mapping row that was read, whatever happens afterwards; with `repair` complete invoices are booked like
+        paid ones. Raises `Broken`, `ledger.Raced` or
         `Outage`, and then nothing is committed but, with two databases, perhaps ledger rows that the next attempt
         finds and links.
         """
         outcomes: dict[int, Outcome] = {}
         if self._databases.are_two:
-            self._reserve(ids, partitions)
+            self._reserve(ids, partitions, repair)
         with self._databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
             seen.update((invoice_id, sync.version) for invoice_id, sync in gathered.syncs.items())
-            drafts, held = self._draft(ids, gathered, outcomes)
+            drafts, held = self._draft(ids, gathered, outcomes, repair)
             if drafts:
                 # The CFO's side commits first, under the invoices' row locks: a crash between the two commits leaves
                 # a row with our source mark under the reserved Identifier, which the next attempt finds and links.
                 with self._databases.cfo(invoices, partitions) as cfo:
                     if self._databases.are_two:
-                        drafts = self._honour_reservations(cfo, invoices, drafts, gathered, held)
+                        drafts = self._honour_reservations(cfo, invoices, drafts, gathered, held, repair)
                     entries = self._write_ledger(cfo, invoices, drafts, outcomes)
                 self._write_invoices(invoices, entries, attempts)
                 outcomes.update((entry.draft.invoice_id, entry.outcome) for entry in entries)
@@ -89,7 +89,7 @@ class Bookkeeper:
                 store.repair_synced(invoices, repairs)
         return Bookkeeping(outcomes, held)
 
-    def _reserve(self, ids: Sequence[int], partitions: Sequence[Partition]) -> None:
+    def _reserve(self, ids: Sequence[int], partitions: Sequence[Partition], repair: bool) -> None:
         """Commit, before anything is booked in the CFO's database, under which Identifier each invoice will be.
 
         Otherwise an invoice that is renumbered, or deleted and its number given away, between a crash and the next
@@ -97,16 +97,36 @@ class Bookkeeper:
         """
         with self._databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
-            drafts, _ = self._draft(ids, gathered, {})
+            drafts, _ = self._draft(ids, gathered, {}, repair)
             new: dict[str, int] = {}
             for draft in drafts:
                 if draft.sync is None or not (draft.sync.is_booked or draft.sync.reserved):
                     new.setdefault(draft.identifier, draft.invoice_id)
             taken, _ = store.holders(invoices, list(new), [])
+            if taken:
+                self._release_abandoned(invoices, taken)
             store.reserve(invoices, {each: identifier for identifier, each in new.items() if identifier not in taken})
 
+    def _release_abandoned(self, invoices: Connection, taken: dict[str, int]) -> None:
+        """Take from `taken` the Identifiers that were only reserved, by invoices deleted since, and never booked."""
+        abandoned = store.abandoned_reservations(invoices, list(taken))
+        if not abandoned:
+            return
+        with self._databases.cfo(invoices) as cfo:
+            ledger = self._databases.ledger(cfo)
+            free = [each for each in abandoned if not ledger.find_booked(cfo, None, each)]
+        store.release(invoices, free)
+        for identifier in free:
+            del taken[identifier]
+
     def _honour_reservations(
-        self, cfo: Connection, invoices: Connection, drafts: list[Draft], gathered: Gathered, held: list[int]
+        self,
+        cfo: Connection,
+        invoices: Connection,
+        drafts: list[Draft],
+        gathered: Gathered,
+        held: list[int],
+        repair: bool,
     ) -> list[Draft]:
         """Book a renumbered invoice under the Identifier reserved for it, if the ledger has it there already.
 
@@ -121,7 +141,9 @@ class Bookkeeper:
             return drafts
         kept = [draft for draft in drafts if draft.invoice_id not in renumbered]
         again = {
-            invoice_id: plan.draft(gathered.invoices[invoice_id], gathered.syncs[invoice_id], self._rules, identifier)
+            invoice_id: plan.draft(
+                gathered.invoices[invoice_id], gathered.syncs[invoice_id], self._rules, identifier, repair=repair
+            )
             for invoice_id, identifier in renumbered.items()
         }
         found = [draft for draft in again.values() if isinstance(draft, Draft)]
@@ -139,7 +161,7 @@ class Bookkeeper:
         return kept + booked + [draft for draft in drafts if draft.invoice_id in numbers.keys() - free.keys()]
 
     def _draft(
-        self, ids: Sequence[int], gathered: Gathered, outcomes: dict[int, Outcome]
+        self, ids: Sequence[int], gathered: Gathered, outcomes: dict[int, Outcome], repair: bool
     ) -> tuple[list[Draft], list[int]]:
         drafts: list[Draft] = []
         held: list[int] = []
@@ -151,7 +173,7 @@ class Bookkeeper:
                 continue
             verdict: Draft | Outcome
             try:
-                verdict = plan.draft(invoice, sync, self._rules)
+                verdict = plan.draft(invoice, sync, self._rules, repair=repair)
             except Fault as fault:
                 verdict = Faulted(invoice_id, fault)
             # Only what touches nothing may be said of a row that we do not hold: it may be changing this moment.
@@ -170,7 +192,7 @@ class Bookkeeper:
         ledger = self._databases.ledger(cfo)
         ledger.lock(cfo)
         rows = ledger.find(cfo, drafts)
-        keys = {row.key: number for row in rows if (number := _whole_number(row.key)) is not None}
+        keys = {row.key: number for row in rows if (number := whole_number(row.key)) is not None}
         taken, mapped = store.holders(invoices, [draft.identifier for draft in drafts], list(keys.values()))
         rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
         steps = plan.decide(drafts, rows, taken)
@@ -197,10 +219,11 @@ class Bookkeeper:
             store.record_synced(invoices, [_synced_row(entry, attempts) for entry in entries])
             store.append_log(invoices, [_log_row(entry) for entry in entries if entry.is_news])
             store.complete(invoices, [entry.draft.invoice_id for entry in entries])
+            store.resolve_dead_letters(invoices, [entry.draft.invoice_id for entry in entries])
 
 
 def _entry(draft: Draft, key: str, result: BookingResult, entity: str | None) -> Entry:
-    booked = Booked(draft.invoice_id, _whole_number(key), draft.identifier, result, draft.amount, draft.paid_at)
+    booked = Booked(draft.invoice_id, whole_number(key), draft.identifier, result, draft.amount, draft.paid_at)
     return Entry(draft, booked, entity)
 
 
@@ -231,11 +254,3 @@ def _log_row(entry: Entry) -> LogRow:
         request_payload=msgspec.json.encode(request).decode(),
         response_data=msgspec.json.encode(response).decode(),
     )
-
-
-def _whole_number(key: str) -> int | None:
-    """The key as cfo_transaction_id holds it; None for a key that is not a number (a hash, a UUID)."""
-    if len(key) > 20 or not key.removeprefix("-").isdecimal():
-        return None
-    number = int(key)
-    return number if abs(number) <= _MAX_BIGINT else None

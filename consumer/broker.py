@@ -110,7 +110,7 @@ def _read_properties(settings: Settings) -> dict[str, str]:
 
 
 # Settings of one kind of client that a properties file for all of them may hold; the others would warn about them.
-_CONSUMER_ONLY: Final = (
+CONSUMER_ONLY: Final = (
     "fetch.",
     "queued.",
     "session.timeout",
@@ -120,7 +120,7 @@ _CONSUMER_ONLY: Final = (
     "auto.commit",
     "check.crcs",
 )
-_PRODUCER_ONLY: Final = (
+PRODUCER_ONLY: Final = (
     "linger.",
     "batch.",
     "compression.",
@@ -131,7 +131,8 @@ _PRODUCER_ONLY: Final = (
 )
 
 
-def _without(config: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+def without(config: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    """The settings that do not begin with one of these."""
     return {name: value for name, value in config.items() if not name.startswith(prefixes)}
 
 
@@ -153,7 +154,7 @@ def make_consumer(
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 16_384,
         "fetch.wait.max.ms": 100,
-        **_without(client_config(settings), _PRODUCER_ONLY),
+        **without(client_config(settings), PRODUCER_ONLY),
         "group.id": settings.group_id,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
@@ -180,7 +181,7 @@ def make_producer(settings: Settings, logger: Any) -> Producer:
         "topic.metadata.propagation.max.ms": 5_000,
         # Larger than any topic's limit: the broker, who knows it, decides what is too large.
         "message.max.bytes": 100_000_000,
-        **_without(client_config(settings), _CONSUMER_ONLY),
+        **without(client_config(settings), CONSUMER_ONLY),
         "enable.idempotence": True,
         "acks": "all",
     }
@@ -189,7 +190,7 @@ def make_producer(settings: Settings, logger: Any) -> Producer:
 
 def make_admin(settings: Settings, logger: Any) -> AdminClient:
     """A client for topics."""
-    config: dict[str, Any] = {**_without(client_config(settings), _CONSUMER_ONLY + _PRODUCER_ONLY)}
+    config: dict[str, Any] = {**without(client_config(settings), CONSUMER_ONLY + PRODUCER_ONLY)}
     return AdminClient(config, logger=logger)
 
 

@@ -24,6 +24,10 @@ _TABLES: Final = {
     "crypto_payment_transactions": ("SELECT",),
     "crypto_invoice_cfo_sync": ("SELECT", "INSERT", "UPDATE"),
     "crypto_cfo_sync_log": ("SELECT", "INSERT"),
+    "cfo_sync_dlq": ("SELECT", "INSERT", "UPDATE"),
+    "cfo_sync_actions": ("SELECT", "INSERT"),
+    "cfo_sync_reconciliations": ("SELECT", "INSERT", "DELETE"),
+    "cfo_sync_acknowledgements": ("SELECT", "INSERT"),
     "v_crypto_invoices_pending_sync": ("SELECT",),
 }
 

@@ -5,29 +5,34 @@ Exit codes: 0 fine, 1 found something, 2 usage or settings, 3 unavailable.
 
 from __future__ import annotations
 
-import json
 import sys
-from datetime import date, datetime
-from decimal import Decimal
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import psycopg
 import typer
 from confluent_kafka import KafkaException
-from rich.console import Console
-from rich.table import Table
 
-from consumer import logs
-from consumer import settings as settings_module
+from consumer import cli_dlq, cli_reconcile
+from consumer.console import (
+    FOUND_SOMETHING,
+    UNAVAILABLE,
+    USAGE,
+    AsJson,
+    InvoiceId,
+    complain,
+    fail,
+    load_settings,
+    out,
+    print_json,
+    print_table,
+    say,
+    user_name,
+)
 from consumer.faults import Outage
 from consumer.mapping import MappingError
 from consumer.migrations import MigrationError
 from consumer.pipeline import VERSION
-from consumer.settings import Settings, SettingsError
-
-FOUND_SOMETHING: Final = 1
-USAGE: Final = 2
-UNAVAILABLE: Final = 3
+from consumer.settings import SettingsError
 
 app = typer.Typer(
     name="cfo-sync",
@@ -39,12 +44,8 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics.")
 app.add_typer(topics_app, name="topics")
-
-_out = Console()
-_err = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-InvoiceId = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="Id of the invoice (crypto_invoices.id).")]
+app.add_typer(cli_dlq.app, name="dlq")
+app.command()(cli_reconcile.reconcile)
 
 
 def _version(asked: bool) -> None:
@@ -67,7 +68,15 @@ def run() -> None:
     """Consume paid invoices until stopped (SIGTERM finishes the batch, a second signal leaves at once)."""
     from consumer import running
 
-    running.run(_settings())
+    running.run(load_settings())
+
+
+@app.command()
+def api() -> None:
+    """Serve the HTTP API, /healthz, /readyz and /metrics, and watch the pipeline, until stopped."""
+    from consumer import serving
+
+    serving.serve(load_settings())
 
 
 @app.command()
@@ -75,11 +84,11 @@ def migrate() -> None:
     """Create or update our tables, views and function in the invoice database. Safe to run again."""
     from consumer import migrations
 
-    applied = migrations.migrate(_settings().invoice_dsn.get_secret_value())
+    applied = migrations.migrate(load_settings().invoice_dsn.get_secret_value())
     for name in applied:
-        _out.print(f"applied {name}", highlight=False)
+        say(f"applied {name}")
     if not applied:
-        _out.print("nothing to do, all migrations are applied")
+        out.print("nothing to do, all migrations are applied")
 
 
 @topics_app.command("create")
@@ -89,7 +98,7 @@ def topics_create(
     """Create the topics that are missing: the source topic, three retry topics, dead letters, replay."""
     from consumer import broker, topics
 
-    settings = _settings()
+    settings = load_settings()
     admin = broker.make_admin(settings, _kafka_log())
     existing = topics.describe(admin)
     source_bytes = topics.DEFAULT_MAX_MESSAGE_BYTES
@@ -99,7 +108,7 @@ def topics_create(
     created = topics.create(admin, plans, existing)
     for plan in plans:
         state = "created" if plan.name in created else "exists"
-        _out.print(f"{state:8} {plan.name}", highlight=False)
+        say(f"{state:8} {plan.name}")
 
 
 @app.command()
@@ -107,16 +116,16 @@ def check(as_json: AsJson = False) -> None:
     """Look at everything that `run` needs, and say how to mend what is wrong. Exit code 1 if anything is."""
     from consumer import checks
 
-    findings = checks.check(_settings(), _kafka_log())
+    findings = checks.check(load_settings(), _kafka_log())
     if as_json:
-        _print_json([finding.as_dict() for finding in findings])
+        print_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
-            _out.print(
+            out.print(
                 f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.found}", highlight=False, markup=False
             )
             if not finding.good and finding.fix:
-                _out.print(f"     fix: {finding.fix}", highlight=False, markup=False)
+                say(f"     fix: {finding.fix}")
     if not all(finding.good for finding in findings):
         raise typer.Exit(FOUND_SOMETHING)
 
@@ -130,17 +139,17 @@ def sync(
     """Sync one invoice now. Exit code 1 if it was not booked."""
     from consumer.service import CFOSyncService
 
-    with CFOSyncService(_settings()) as service:
+    with CFOSyncService(load_settings()) as service:
         answer = service.sync_invoice_to_cfo(invoice_id, force_retry=force)
         row = service.status(invoice_id) if answer["success"] else None
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     elif answer["success"]:
         # A ledger whose key is no number is known by its Identifier.
         key = answer["cfo_transaction_id"] or (row or {}).get("cfo_identifier")
-        _out.print(f"invoice {invoice_id} is booked as transaction {key}", highlight=False, markup=False)
+        say(f"invoice {invoice_id} is booked as transaction {key}")
     else:
-        _err.print(f"invoice {invoice_id} was not booked: {answer['error']}", highlight=False, markup=False)
+        complain(f"invoice {invoice_id} was not booked: {answer['error']}")
     if not answer["success"]:
         raise typer.Exit(FOUND_SOMETHING)
 
@@ -150,15 +159,15 @@ def status(invoice_id: InvoiceId, as_json: AsJson = False) -> None:
     """Show how an invoice stands. Exit code 1 if there is no such invoice."""
     from consumer.service import CFOSyncService
 
-    with CFOSyncService(_settings()) as service:
+    with CFOSyncService(load_settings()) as service:
         row = service.status(invoice_id)
     if row is None:
-        _err.print(f"there is no invoice {invoice_id}", highlight=False)
+        complain(f"there is no invoice {invoice_id}")
         raise typer.Exit(FOUND_SOMETHING)
     if as_json:
-        _print_json(row)
+        print_json(row)
     else:
-        _print_table(
+        print_table(
             [row],
             ["invoice_number", "invoice_status", "sync_status", "cfo_transaction_id", "sync_timestamp", "sync_error"],
         )
@@ -173,16 +182,41 @@ def pending(
     """List paid invoices that are not booked yet, and failed ones. Exit code 1 if there are any."""
     from consumer.service import CFOSyncService
 
-    with CFOSyncService(_settings()) as service:
+    with CFOSyncService(load_settings()) as service:
         count, rows = service.pending(after=after, limit=limit)
     if as_json:
-        _print_json({"count": count, "invoices": rows})
+        print_json({"count": count, "invoices": rows})
     elif rows:
         columns = "invoice_id invoice_number client_name amount_usd paid_at sync_status retry_count sync_error"
-        _print_table(rows, columns.split())
+        print_table(rows, columns.split())
     if not as_json:
-        _out.print(f"{count} pending", highlight=False)
+        say(f"{count} pending")
     if count:
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@app.command()
+def remap(
+    invoice_id: InvoiceId,
+    entity: Annotated[str, typer.Option(help="The entity it belongs to.")],
+    business_unit: Annotated[str | None, typer.Option(help="The business unit; without it, it stays.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who decided; without it, the user of this machine.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correct the entity of a booked invoice: its transaction and its mapping row. Exit code 1 if it was refused."""
+    from consumer.service import CFOSyncService
+
+    with CFOSyncService(load_settings()) as service:
+        answer = service.remap(invoice_id, entity=entity, business_unit=business_unit, by=by or user_name())
+    if as_json:
+        print_json(answer)
+    elif answer["success"]:
+        old, new = answer["old"], answer["new"]
+        for name in new:
+            say(f"invoice {invoice_id}: {name.replace('_', ' ')} {old[name]!r} → {new[name]!r}")
+    else:
+        complain(f"invoice {invoice_id} was not remapped: {answer['error']}")
+    if not answer["success"]:
         raise typer.Exit(FOUND_SOMETHING)
 
 
@@ -191,7 +225,7 @@ def demo() -> None:
     """Play the guide's story on the configured stack, and prove each promise. Only on the reference schema."""
     from consumer import demo as story
 
-    if not story.play(_settings(), _out):
+    if not story.play(load_settings(), out):
         raise typer.Exit(FOUND_SOMETHING)
 
 
@@ -200,59 +234,21 @@ def main() -> NoReturn:
     try:
         app()
     except (SettingsError, MappingError) as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     except Outage as outage:
-        _fail(outage.message, UNAVAILABLE)
+        fail(outage.message, UNAVAILABLE)
     except MigrationError as error:
-        _fail(str(error), UNAVAILABLE)
+        fail(str(error), UNAVAILABLE)
     except psycopg.Error as error:
-        _fail(error.diag.message_primary or str(error).strip(), UNAVAILABLE)
+        fail(error.diag.message_primary or str(error).strip(), UNAVAILABLE)
     except KafkaException as error:
-        _fail(f"Kafka: {error.args[0].str()}", UNAVAILABLE)
+        fail(f"Kafka: {error.args[0].str()}", UNAVAILABLE)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-def _settings() -> Settings:
-    settings = settings_module.load()
-    logs.configure(settings.log_level, settings.log_format)
-    return settings
 
 
 def _kafka_log() -> Any:
     import logging
 
     return logging.getLogger("kafka")
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        _err.print(f"cfo-sync: {line}", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(code)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        from consumer.service import utc_text
-
-        return utc_text(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    raise TypeError(type(value).__name__)
-
-
-def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    table = Table()
-    for name in columns:
-        right = any(isinstance(row.get(name), int | Decimal) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*("" if row.get(name) is None else str(row[name]) for name in columns), style=None)
-    _out.print(table, markup=False)

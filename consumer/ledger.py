@@ -7,7 +7,7 @@ type without its length or scale, so that PostgreSQL refuses what is too long in
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,6 +92,7 @@ class Ledger:
     def __init__(self, target: Target, columns: dict[str, Column], *, is_unique: bool, is_arbitrating: bool) -> None:
         self.target = target
         self.is_unique = is_unique
+        self._columns = columns
         table = sql.SQL(quoted(target.table).replace("%", "%%"))
         key, identifier = _identifier(target.id), _identifier(target.identifier)
         self._varying = [name for name, template in target.columns.items() if template.fields]
@@ -193,6 +194,43 @@ class Ledger:
         else:
             rows = connection.execute(self._find, (text_array(identifiers),)).fetchall()
         return [LedgerRow(key, identifier, source, entity, None) for key, identifier, source, entity in rows]
+
+    def find_booked(
+        self, connection: Connection, transaction_id: int | None, identifier: str | None
+    ) -> list[LedgerRow]:
+        """Every row with this identifier, or that this mapped id points to. `mapped_to` is None."""
+        rows = connection.execute(
+            self._find_mapped,
+            (
+                text_array([identifier] if identifier is not None else []),
+                text_array([str(transaction_id)] if transaction_id is not None else []),
+            ),
+        ).fetchall()
+        return [LedgerRow(key, found, source, entity, None) for key, found, source, entity in rows]
+
+    def judge(self, connection: Connection, key: str, values: Mapping[str, str]) -> dict[str, str | None]:
+        """Give some columns of one row other values, and lock it; gives the old values."""
+        table = sql.SQL(quoted(self.target.table).replace("%", "%%"))
+        is_it = sql.SQL("{} = {}::{}").format(
+            _identifier(self.target.id), sql.Placeholder(), sql.SQL(self._columns[self.target.id].type)
+        )
+        old = connection.execute(
+            sql.SQL("SELECT {} FROM {} WHERE {} FOR UPDATE").format(
+                sql.SQL(", ").join(sql.SQL("{}::text").format(_identifier(name)) for name in values), table, is_it
+            ),
+            (key,),
+        ).fetchone()
+        before = dict(zip(values, old or [None] * len(values), strict=True))
+        if before != values:
+            changes = [
+                sql.SQL("{} = {}::{}").format(_identifier(name), sql.Placeholder(), sql.SQL(self._columns[name].type))
+                for name in values
+            ]
+            connection.execute(
+                sql.SQL("UPDATE {} SET {} WHERE {}").format(table, sql.SQL(", ").join(changes), is_it),
+                (*values.values(), key),
+            )
+        return before
 
     def insert(self, connection: Connection, drafts: Sequence[Draft]) -> dict[str, str]:
         """Book new transactions; gives each identifier its key.

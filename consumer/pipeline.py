@@ -5,6 +5,7 @@ It commits no offset and publishes nothing: `worker` does, in that order, once t
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 
 RecordOutcome: TypeAlias = Literal["booked", "settled", "not-paid", "ignored", "duplicate", "retry", "dead-letter"]
+Stage: TypeAlias = Literal["decode", "sync", "mirror"]
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Handled:
         default_factory=Counter
     )  # records by topic and what became of them
     faults: list[tuple[Record, int | None, Fault, ToRetry | ToDeadLetters]] = field(default_factory=list)
+    seconds: dict[Stage, float] = field(default_factory=dict)  # how long each stage took that had something to do
 
     @property
     def had_work(self) -> bool:
@@ -66,11 +69,15 @@ class Pipeline:
     """Handles batches for one service. `now` is the clock, UTC."""
 
     def __init__(
-        self, settings: Settings, service: CFOSyncService, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        settings: Settings,
+        service: CFOSyncService,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._service = service
-        self._now = now
+        self._now, self._monotonic = now, monotonic
         self._attempts = {settings.source_topic: 0, settings.replay_topic: 0} | {
             topic: number for number, topic in enumerate(settings.retry_topics, 1)
         }
@@ -78,13 +85,17 @@ class Pipeline:
     def handle(self, messages: Iterable[Message], keepalive: Callable[[], None] = lambda: None) -> Handled:
         """Sync every invoice that the batch says is paid. Raises `Outage`: then the same batch can be given again."""
         handled = Handled()
+        started = self._monotonic()
         rings, garbage = self._decode(messages, handled)
+        decoded = self._monotonic()
+        handled.seconds["decode"] = decoded - started
         if rings:
             handled.outcomes = self._service.sync(
                 {invoice_id: ring.attempt for invoice_id, ring in rings.items()},
                 partitions=sorted(set().union(*(ring.partitions for ring in rings.values()))),
                 keepalive=keepalive,
             )
+            handled.seconds["sync"] = self._monotonic() - decoded
         mirror = []
         for invoice_id, outcome in handled.outcomes.items():
             ring = rings[invoice_id]
@@ -102,7 +113,10 @@ class Pipeline:
                     mirror.append(_mirror(outcome, decided))
                 case _:
                     assert_never(outcome)
-        self._service.record_faults(mirror)
+        if mirror:
+            started = self._monotonic()
+            self._service.record_faults(mirror)
+            handled.seconds["mirror"] = self._monotonic() - started
         for record, fault in garbage:
             attempt = self._attempts.get(record.topic, 0)
             self._route(handled, record, attempt, fault, envelope.invoice_id_of_key(record.key))

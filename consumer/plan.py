@@ -17,6 +17,7 @@ from consumer.faults import Fault, RecordFault, Transient
 from consumer.mapping import Classification, Mapping
 from consumer.outcomes import NotPaid, Settled
 
+_MAX_BIGINT: Final = 2**63 - 1
 CENT: Final = Decimal("0.01")
 _EXACT: Final = Context(prec=60)
 
@@ -120,16 +121,17 @@ Step: TypeAlias = Insert | Refresh | Adopt
 
 
 def draft(
-    invoice: Invoice, sync: SyncRow | None, rules: Mapping, identifier: str | None = None
+    invoice: Invoice, sync: SyncRow | None, rules: Mapping, identifier: str | None = None, *, repair: bool = False
 ) -> Draft | Settled | NotPaid:
     """What to book for this invoice: under `identifier`, else the one it was booked under, else its number.
 
+    With `repair`, a complete invoice is booked like a paid one: its transaction may be gone, or be out of date.
     Raises `RecordFault` when its data can never be booked, `Transient` when a row is missing whose insert would ring
     no doorbell: the client, or the payment that dates it.
     """
-    if invoice.state == "complete" and sync is not None and sync.is_booked:
+    if invoice.state == "complete" and not repair and sync is not None and sync.is_booked:
         return Settled(invoice.id, needs_repair=sync.sync_status != "synced")
-    if invoice.state != "paid":
+    if invoice.state != "paid" and not (repair and invoice.state == "complete"):
         return NotPaid(invoice.id, invoice.status or "")
     number = invoice.invoice_number or ""
     if not number.strip():
@@ -138,8 +140,8 @@ def draft(
         raise RecordFault("client-missing", "client_id is empty")
     if invoice.client_name is None:
         raise Transient("client-not-there", f"no row in crypto_clients with id {invoice.client_id} yet")
-    amount = _amount(invoice.amount_usd)
-    paid_at = _paid_at(invoice)
+    amount = amount_of(invoice)
+    paid_at = paid_at_of(invoice)
     classification = rules.classify(invoice.client_name, invoice.billing_period, invoice.description)
     identifier = identifier or (sync.cfo_identifier if sync else None) or number
     fields = {
@@ -150,7 +152,7 @@ def draft(
         "billing_period": invoice.billing_period,
         "description": invoice.description,
         "amount_usd": str(amount),
-        "crypto_currency": invoice.crypto_currency or invoice.payment_currency,
+        "crypto_currency": currency_of(invoice),
         "crypto_amount": invoice.crypto_amount,
         "crypto_network": invoice.crypto_network,
         "transaction_hash": invoice.transaction_hash,
@@ -217,7 +219,14 @@ def _place(each: Draft, rows: list[LedgerRow], by_key: Dict[str, LedgerRow]) -> 
     return Refresh(each, row) if ours else Adopt(each, row)
 
 
-def _amount(text: str | None) -> Decimal:
+def currency_of(invoice: Invoice) -> str | None:
+    """The currency that a booking of this invoice bears."""
+    return invoice.crypto_currency or invoice.payment_currency
+
+
+def amount_of(invoice: Invoice) -> Decimal:
+    """The amount that a booking of this invoice bears, USD, with two decimals. Raises `RecordFault`."""
+    text = invoice.amount_usd
     if text is None:
         raise RecordFault("amount-missing", "amount_usd is empty")
     try:
@@ -237,7 +246,8 @@ def _amount(text: str | None) -> Decimal:
     return cents
 
 
-def _paid_at(invoice: Invoice) -> datetime:
+def paid_at_of(invoice: Invoice) -> datetime:
+    """The time that its booking bears, UTC. Raises `RecordFault`, or `Transient` while nothing dates it."""
     text = invoice.paid_at or invoice.last_confirmed_at
     if text is None:
         raise Transient("paid-at-not-there", "paid_at is empty and no confirmed payment dates the invoice yet")
@@ -246,3 +256,11 @@ def _paid_at(invoice: Invoice) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise RecordFault("paid-at-invalid", f"paid_at is {text[:40]!r}") from error
+
+
+def whole_number(key: str) -> int | None:
+    """The key as cfo_transaction_id holds it; None for a key that is not a number (a hash, a UUID)."""
+    if len(key) > 20 or not key.removeprefix("-").isdecimal():
+        return None
+    number = int(key)
+    return number if abs(number) <= _MAX_BIGINT else None

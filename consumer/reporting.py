@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 
 from consumer.broker import Record
-from consumer.metrics import Metrics
+from consumer.metrics import Metrics, code_label
 from consumer.outcomes import Booked, Outcome
 from consumer.pipeline import Handled
 from consumer.retry import ToRetry
@@ -31,8 +31,12 @@ class Report:
         for (topic, outcome), count in handled.counts.items():
             self._metrics.records.labels(topic, outcome).inc(count)
             totals[outcome] += count
+        for stage, seconds in handled.seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._observe(handled.outcomes)
         for record, invoice_id, fault, decided in handled.faults:
+            sent = self._metrics.retries if isinstance(decided, ToRetry) else self._metrics.dead_letters
+            sent.labels(code_label(fault.code)).inc()
             where = place_of(record) | {"invoice_id": invoice_id, "code": fault.code, "detail": fault.message}
             if isinstance(decided, ToRetry):
                 due = decided.not_before.isoformat()
@@ -47,13 +51,31 @@ class Report:
     def swept(self, outcomes: Mapping[int, Outcome]) -> None:
         """The sweep found these invoices."""
         self._metrics.swept.inc(len(outcomes))
+        self._succeeded("sweep")
         self._observe(outcomes)
+
+    def published(self, seconds: float) -> None:
+        """Faults were published; so long it took until each was confirmed or given up."""
+        self._metrics.stage_seconds.labels("publish").observe(seconds)
+
+    def committed(self, seconds: float | None) -> None:
+        """The broker took offsets, so long after they were sent; None when it is not known."""
+        if seconds is not None:
+            self._metrics.stage_seconds.labels("commit").observe(seconds)
+        self._succeeded("commit")
 
     def _observe(self, outcomes: Mapping[int, Outcome]) -> None:
         now = self._now()
-        for outcome in outcomes.values():
-            if isinstance(outcome, Booked):
+        booked = [outcome for outcome in outcomes.values() if isinstance(outcome, Booked)]
+        for outcome in booked:
+            # The lag is that of the first booking: a reopened invoice was paid long ago, and booked in time then.
+            if outcome.result in ("inserted", "adopted"):
                 self._metrics.lag.observe(max(0.0, (now - outcome.paid_at).total_seconds()))
+        if booked:
+            self._succeeded("booking")
+
+    def _succeeded(self, what: str) -> None:
+        self._metrics.last_success.labels(what).set(self._now().timestamp())
 
 
 def place_of(record: Record) -> dict[str, Any]:

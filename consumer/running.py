@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
                 where = f"{settings.metrics_host}:{settings.metrics_port}"
                 raise SettingsError(f"CFO_SYNC_METRICS_PORT: cannot listen on {where}: {error.strerror}") from error
             _LOG.info("serving /metrics, /healthz and /readyz", host=settings.metrics_host, port=server.server_port)
-        if not _wait_for_dependencies(settings, service, state, stop, kafka_log):
+        if not _wait_for_dependencies(settings, service, state, metrics, stop, kafka_log):
             return
         worker = Worker(
             settings,
@@ -86,11 +86,19 @@ def run(settings: Settings) -> None:
 
 
 def _wait_for_dependencies(
-    settings: Settings, service: CFOSyncService, state: health.Health, stop: Stop, kafka_log: logging.Logger
+    settings: Settings,
+    service: CFOSyncService,
+    state: health.Health,
+    metrics: Metrics,
+    stop: Stop,
+    kafka_log: logging.Logger,
 ) -> bool:
-    """Wait until everything that we need is there, with a line per thing waited for. False if asked to stop."""
+    """Wait until everything that we need is there, with a line per thing waited for. False if asked to stop.
+
+    That is a hold too: the metrics say so.
+    """
     backoff = Backoff(0.5, 10, random.random)
-    said = ""
+    said, reason = "", None
     while not stop.event.is_set():
         state.beat()
         try:
@@ -98,11 +106,17 @@ def _wait_for_dependencies(
             _need_topics(settings, kafka_log)
         except Outage as outage:
             state.hold(outage)
+            if reason not in (None, outage.reason):
+                metrics.hold.labels(reason).set(0)
+            reason = outage.reason
+            metrics.hold.labels(reason).set(1)
             if str(outage) != said:
                 said = str(outage)
                 _LOG.warning("waiting", reason=outage.reason, detail=outage.message)
             stop.event.wait(backoff.next_wait())
         else:
+            if reason is not None:
+                metrics.hold.labels(reason).set(0)
             return True
     return False
 

@@ -92,7 +92,11 @@ class Settings(BaseSettings):
     )
     api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API binds to.")
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API.")
-    api_token: SecretStr | None = Field(None, description="Bearer token of the API.")
+    api_token: SecretStr | None = Field(
+        None, description="Bearer token of the API, or several name:role:token, comma separated."
+    )
+    monitor_interval: Duration = Field(timedelta(seconds=15), description="How often `api` looks at the pipeline.")
+    reconcile_interval: Duration = Field(timedelta(hours=1), description="How often `api` reconciles the whole ledger.")
     metrics_host: str = Field("0.0.0.0", min_length=1, description="Address that `run` serves /metrics on.")  # noqa: S104
     metrics_port: int = Field(9108, ge=0, le=65535, description="Port of /metrics and /readyz of `run`; 0 for none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")

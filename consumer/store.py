@@ -56,6 +56,16 @@ class SyncedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Booking:
+    """Where the mapping says that an invoice stands in the ledger."""
+
+    cfo_transaction_id: int | None
+    cfo_identifier: str | None
+    adopted: bool
+    entity: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FaultRow:
     """What the mapping and the log say of one failed attempt.
 
@@ -88,6 +98,7 @@ _TABLES: Final = (
     "crypto_payment_transactions",
     "crypto_invoice_cfo_sync",
     "crypto_cfo_sync_log",
+    "cfo_sync_dlq",
 )
 
 
@@ -181,6 +192,26 @@ def reserve(connection: Connection, identifiers: Mapping[int, str]) -> None:
     )
 
 
+def abandoned_reservations(connection: Connection, identifiers: Sequence[str]) -> list[str]:
+    """Those of the identifiers that are only reserved, and for an invoice that is gone."""
+    rows = connection.execute(
+        "SELECT s.cfo_identifier FROM crypto_invoice_cfo_sync s"
+        " WHERE s.cfo_identifier = ANY(%s::text[]) AND s.cfo_transaction_id IS NULL AND s.sync_timestamp IS NULL"
+        " AND NOT EXISTS (SELECT FROM crypto_invoices i WHERE i.id = s.invoice_id) FOR UPDATE OF s",
+        (text_array(identifiers),),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def release(connection: Connection, identifiers: Sequence[str]) -> None:
+    """Forget reservations."""
+    connection.execute(
+        "UPDATE crypto_invoice_cfo_sync SET cfo_identifier = NULL, updated_at = clock_timestamp() AT TIME ZONE 'UTC'"
+        " WHERE cfo_identifier = ANY(%s::text[]) AND cfo_transaction_id IS NULL AND sync_timestamp IS NULL",
+        (text_array(identifiers),),
+    )
+
+
 def repair_synced(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """Make mapping rows say `synced` again whose invoices are complete and booked."""
     connection.execute(
@@ -194,7 +225,19 @@ def repair_synced(connection: Connection, invoice_ids: Sequence[int]) -> None:
 def complete(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """The guide's last step: the invoices' status becomes `complete`."""
     connection.execute(
-        "UPDATE crypto_invoices SET status = 'complete' WHERE id = ANY(%s::bigint[])", (number_array(invoice_ids),)
+        "UPDATE crypto_invoices SET status = 'complete'"
+        " WHERE id = ANY(%s::bigint[]) AND lower(status::text) <> 'complete'",
+        (number_array(invoice_ids),),
+    )
+
+
+def resolve_dead_letters(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Note that dead letters of these invoices, which somebody replayed, have come to their end."""
+    connection.execute(
+        "UPDATE cfo_sync_dlq SET state = 'resolved', outcome = 'booked',"
+        " updated_at = clock_timestamp() AT TIME ZONE 'UTC'"
+        " WHERE invoice_id = ANY(%s::integer[]) AND state IN ('replaying', 'replayed')",
+        (number_array(invoice_ids),),
     )
 
 
@@ -215,6 +258,48 @@ def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
             text_array(row.request_payload for row in rows),
             text_array(row.response_data for row in rows),
         ),
+    )
+
+
+def lock_invoice(connection: Connection, invoice_id: int) -> None:
+    """Wait for the invoice's row and hold it until the transaction ends, as a booking does."""
+    connection.execute("SELECT FROM crypto_invoices WHERE id = %s FOR NO KEY UPDATE", (invoice_id,))
+
+
+def read_booking(connection: Connection, invoice_id: int) -> Booking | None:
+    """The booking of an invoice, its mapping row locked; None when it is not booked."""
+    row = connection.execute(
+        "SELECT cfo_transaction_id, cfo_identifier, adopted, entity_mapped FROM crypto_invoice_cfo_sync"
+        " WHERE invoice_id = %s AND (cfo_transaction_id IS NOT NULL OR sync_timestamp IS NOT NULL) FOR UPDATE",
+        (invoice_id,),
+    ).fetchone()
+    return None if row is None else Booking(*row)
+
+
+def remap(connection: Connection, invoice_id: int, entity: str) -> None:
+    """The mapping row says this entity from now on."""
+    connection.execute(
+        "UPDATE crypto_invoice_cfo_sync SET entity_mapped = %s, updated_at = clock_timestamp() AT TIME ZONE 'UTC'"
+        " WHERE invoice_id = %s",
+        (entity, invoice_id),
+    )
+
+
+def append_action(
+    connection: Connection,
+    action: str,
+    *,
+    by: str,
+    invoice_id: int | None = None,
+    failure_id: str | None = None,
+    reason: str | None = None,
+    details: str | None = None,
+) -> None:
+    """Note what a person did. `details` is JSON text."""
+    connection.execute(
+        "INSERT INTO cfo_sync_actions (action, done_by, invoice_id, failure_id, reason, details)"
+        " VALUES (%s, %s, %s, %s, %s, %s::jsonb)",
+        (action, by, invoice_id, failure_id, reason, details),
     )
 
 
@@ -254,7 +339,10 @@ def read_pending(connection: Connection, *, after: int, limit: int) -> list[dict
     """Rows of `v_crypto_invoices_pending_sync` with an invoice id above `after`, in id order."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
-            "SELECT invoice_id, invoice_number, client_name, amount_usd, paid_at, sync_status, retry_count, sync_error"
+            # Python has no dates beyond the year 9999, and PostgreSQL has an infinite one.
+            "SELECT invoice_id, invoice_number, client_name, amount_usd,"
+            " CASE WHEN paid_at BETWEEN '0001-01-02' AND '9999-12-30' THEN paid_at END AS paid_at,"
+            " sync_status, retry_count, sync_error"
             " FROM v_crypto_invoices_pending_sync WHERE invoice_id > %s ORDER BY invoice_id LIMIT %s",
             (after, limit),
         ).fetchall()

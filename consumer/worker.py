@@ -180,7 +180,10 @@ class Worker:
             ends[key_of(message)] = (message.offset() or 0) + 1
         stuck: dict[Key, int] = {}
         if handled.publications:
-            for publication, reason in self._publisher.publish(handled.publications):
+            started = self._monotonic()
+            failed = self._publisher.publish(handled.publications)
+            self._report.published(self._monotonic() - started)
+            for publication, reason in failed:
                 cause = publication.cause
                 key = (cause.topic, cause.partition)
                 stuck[key] = min(stuck.get(key, cause.offset), cause.offset)
@@ -218,6 +221,7 @@ class Worker:
 
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The broker's answer. What it did not take stays among what is to be committed."""
+        took = self._monotonic() - self._last_commit if self._committing else None
         self._committing = False
         for each in offsets:
             failure = error or each.error
@@ -226,7 +230,7 @@ class Worker:
             else:
                 self._partitions.committed(each)
         if error is None:
-            self._metrics.last_success.set_to_current_time()
+            self._report.committed(took)
 
     def _commit_before_leaving(self, patience: float) -> None:
         """Commit and wait for the answer, but not for ever."""

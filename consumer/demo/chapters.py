@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from consumer.demo import people
 from consumer.demo.stage import Bill, Stage
 from consumer.demo.tape import Failure
 
@@ -85,20 +86,46 @@ def adoption(stage: Stage) -> None:
     )
 
 
-def dead_letter(stage: Stage) -> None:
-    """An invoice that can never be booked as it stands."""
-    bill = stage.issue("GM Data Centers", None, period="Colocation October 2025", unit="Paraguay Colocation")
-    bill.fate = "broken"
-    stage.say(f"{bill.short} is paid, but its amount is empty: no retry can mend that")
-    stage.pay(bill)
-    letter = stage.wait("its dead letter", lambda: _first(stage.tape.dead_letters(), bill))
+def dead_letters(stage: Stage) -> None:
+    """Two invoices that cannot be booked as things stand."""
+    broken = stage.issue("GM Data Centers", None, period="Colocation October 2025",
+                         unit="Paraguay Colocation", subcategory="Colocation Revenue")  # fmt: skip
+    broken.fault = "amount-missing"
+    doubled = stage.issue("GM Data Centers", "930.30", period="Colocation November 2025",
+                          unit="Paraguay Colocation", subcategory="Colocation Revenue")  # fmt: skip
+    doubled.fault = "identifier-ambiguous"
+    stage.say(f"{broken.short} is paid, but its amount is empty: no retry can mend that")
+    stage.say(f"{doubled.short} is paid, but two rows by another hand bear its number: nobody can tell which is right")
+    for day in (1, 2):
+        stage.ledger.execute(
+            "INSERT INTO transactions (date, description, amount, source_file, transaction_type, identifier, currency)"
+            " VALUES (%s, 'colocation, by hand', %s, 'bank_statement_2025_11.csv', 'Revenue', %s, 'USD')",
+            (f"2025-11-0{day}", doubled.amount, doubled.number),
+        )
+    for bill in stage.faulty:
+        stage.pay(bill)
+    for bill in stage.faulty:
+        _fail(stage, bill)
+
+
+def _fail(stage: Stage, bill: Bill) -> None:
+    letter = stage.wait(
+        f"the dead letter of {bill.short}",
+        lambda: _first(stage.tape.dead_letters(), bill),
+    )
     record, carried = letter.record, letter.carried
     stage.see(f"{record.topic}, partition {record.partition}, offset {record.offset}:")
     stage.see(f"  cfo-sync.error-code: {carried.error_code}")
     stage.see(f"  cfo-sync.error-message: {carried.error_message}")
     stage.see(f"  cfo-sync.invoice-id: {carried.invoice_id}")
-    mapping = stage.sync_row(bill)
-    stage.see(f"its mapping says: {mapping.get('sync_status')}, retry_count {mapping.get('retry_count')}")
+    found = stage.rows(
+        "SELECT * FROM v_crypto_invoices_pending_sync WHERE sync_status = 'failed' AND retry_count < 3"
+        " AND invoice_id = %s",
+        bill.invoice_id,
+    )
+    if found:
+        bill.failed_as = (found[0]["sync_status"], found[0]["retry_count"])
+        stage.see(f"the guide's recovery query finds it: {bill.failed_as[0]}, retry_count {bill.failed_as[1]}")
 
 
 def retries(stage: Stage) -> None:
@@ -172,7 +199,10 @@ CHAPTERS: Final = (
     Chapter("Three clients of the guide, and one that it does not name", guide),
     Chapter("One payment, many events", touches),
     Chapter("Another hand has booked it already", adoption),
-    Chapter("An invoice that cannot be booked", dead_letter),
+    Chapter("Two invoices that cannot be booked", dead_letters),
     Chapter("Two invoices that cannot be booked yet", retries),
+    Chapter("People mend what failed, and replay", people.mended),
+    Chapter("An entity is corrected", people.remapped),
     Chapter("An invoice that nobody pays", unpaid),
+    Chapter("Closing the books", people.reconciled),
 )

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
-from typing import Final, TypeAlias
+from typing import Final
 
-from consumer.demo.stage import Bill, Row, Stage
-from consumer.demo.tape import Failure
+from consumer.demo.failures import adopted, dead_letters, failed, nothing_else, resolved, retried
+from consumer.demo.people import REMAPPER, close_books
+from consumer.demo.stage import Row, Stage
+from consumer.demo.verdicts import Promise, Verdict, bookings, names, on_own, own, own_rows, plural, share
 
-_ENTITY: Final = "Delta Mining Paraguay S.A."  # of every client in the guide's table
 _SECONDS: Final = 1.0  # from paid to booked, at the median
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A promise, whether it holds, and the figures that say so."""
-
-    promise: str
-    holds: bool
-    seen: str
-
-
-Promise: TypeAlias = Callable[[Stage], Verdict]
 
 
 def one_transaction(stage: Stage) -> Verdict:
@@ -37,24 +24,24 @@ def one_transaction(stage: Stage) -> Verdict:
     return Verdict(
         "Every paid invoice has exactly one transaction",
         not wrong,
-        f"{_of(good, stage.booked)}, the others {others}{_names(wrong)}",
+        f"{share(good, stage.booked)}, the others {others}{names(wrong)}",
     )
 
 
 def amounts(stage: Stage) -> Verdict:
     """Money is exact."""
-    rows = _own_rows(stage)
-    wrong = [bill for bill in _own(stage) if (row := rows.get(bill.number)) is None or row["amount"] != bill.amount]
+    rows = own_rows(stage)
+    wrong = [bill for bill in own(stage) if (row := rows.get(bill.number)) is None or row["amount"] != bill.amount]
     total = sum((row["amount"] for row in rows.values()), Decimal(0))
-    return _verdict("Amounts are exact to the cent", stage, wrong, f", {total:,} USD in all")
+    return on_own("Amounts are exact to the cent", stage, wrong, f", {total:,} USD in all")
 
 
 def entities(stage: Stage) -> Verdict:
     """The guide's "Client to Entity Mapping"."""
-    rows = _own_rows(stage)
-    wrong = [bill for bill in _own(stage) if _assignment(rows.get(bill.number)) != (_ENTITY, bill.unit)]
-    units = len({bill.unit for bill in _own(stage)})
-    return _verdict("Entity and business unit as the guide's table", stage, wrong, f", {units} business units")
+    rows = own_rows(stage)
+    wrong = [bill for bill in own(stage) if _assignment(rows.get(bill.number)) != (bill.entity, bill.unit)]
+    units = len({bill.unit for bill in own(stage)})
+    return on_own("Entity and business unit as the guide's table", stage, wrong, f", {units} business units")
 
 
 def _assignment(row: Row | None) -> tuple[str, str] | None:
@@ -63,10 +50,10 @@ def _assignment(row: Row | None) -> tuple[str, str] | None:
 
 def subcategories(stage: Stage) -> Verdict:
     """The guide's "Revenue Subcategories", which the log's payload carries."""
-    sent = {row["invoice_id"]: row["request_payload"] or {} for row in _synced_log(stage)}
-    wrong = [bill for bill in _own(stage) if sent.get(bill.invoice_id, {}).get("subcategory") != bill.subcategory]
-    kinds = len({bill.subcategory for bill in _own(stage)})
-    return _verdict("Subcategory by the guide's keywords", stage, wrong, f", {kinds} subcategories")
+    sent = {row["invoice_id"]: row["request_payload"] or {} for row in bookings(stage)}
+    wrong = [bill for bill in own(stage) if sent.get(bill.invoice_id, {}).get("subcategory") != bill.subcategory]
+    kinds = len({bill.subcategory for bill in own(stage)})
+    return on_own("Subcategory by the guide's keywords", stage, wrong, f", {kinds} subcategories")
 
 
 def mapping(stage: Stage) -> Verdict:
@@ -85,19 +72,19 @@ def mapping(stage: Stage) -> Verdict:
         if said != ("synced", keys.get(bill.number), "Revenue", 1) or row["sync_timestamp"] is None:
             wrong.append(bill)
     good = len(stage.booked) - len(wrong)
-    return Verdict("Mapping is synced and names that transaction", not wrong, _of(good, stage.booked) + _names(wrong))
+    return Verdict("Mapping is synced and names that transaction", not wrong, share(good, stage.booked) + names(wrong))
 
 
 def log(stage: Stage) -> Verdict:
     """The guide's step 5; attempts that failed have rows of their own."""
-    booked = Counter(row["invoice_id"] for row in _synced_log(stage))
+    booked = Counter(row["invoice_id"] for row in bookings(stage))
     wrong = [bill for bill in stage.bills if booked[bill.invoice_id] != bill.is_booked]
     failed = sum(row["sync_status"] != "synced" for row in stage.log_rows())
     good = sum(booked[bill.invoice_id] == 1 for bill in stage.booked)
     return Verdict(
         "The log has one row for each booking",
         not wrong,
-        f"{_of(good, stage.booked)}, and {failed} of failed attempts{_names(wrong)}",
+        f"{share(good, stage.booked)}, and {failed} of failed attempts{names(wrong)}",
     )
 
 
@@ -105,12 +92,12 @@ def complete(stage: Stage) -> Verdict:
     """The guide's step 6."""
     wrong = [bill for bill in stage.booked if stage.status(bill) != "complete"]
     good = len(stage.booked) - len(wrong)
-    return Verdict("Every booked invoice is complete", not wrong, _of(good, stage.booked) + _names(wrong))
+    return Verdict("Every booked invoice is complete", not wrong, share(good, stage.booked) + names(wrong))
 
 
 def fast(stage: Stage) -> Verdict:
     """From the commit of the payment until the booking is seen; of those that nothing kept waiting."""
-    seconds = [bill.seconds for bill in stage.booked if bill.seconds is not None and bill.waits_for is None]
+    seconds = [bill.seconds for bill in stage.booked if bill.seconds is not None and not bill.is_kept]
     middle = median(seconds) if seconds else float("inf")
     longest = max(seconds, default=float("inf"))
     return Verdict(
@@ -130,90 +117,42 @@ def touched(stage: Stage) -> Verdict:
     return Verdict(
         "Touched and reopened, booked once",
         bool(bills) and enough and found == len(bills),
-        f"{sum(rings)} events said paid, {_plural(found, 'transaction')}",
+        f"{sum(rings)} events said paid, {plural(found, 'transaction')}",
     )
 
 
-def adopted(stage: Stage) -> Verdict:
-    """The guide's "Sync fails with duplicate error": linked, and never changed."""
-    bills = [bill for bill in stage.bills if bill.fate == "adopted"]
-    versions = {row["identifier"]: row["version"] for row in stage.transactions()}
-    same = [bill for bill in bills if bill.foreign is not None and versions.get(bill.number) == bill.foreign]
-    linked = [bill for bill in bills if stage.sync_row(bill).get("adopted") is True]
-    return Verdict(
-        "The other hand's row is adopted, not changed",
-        bool(bills) and same == bills == linked,
-        f"{len(linked)} linked, {len(same)} never rewritten",
-    )
-
-
-def failed(stage: Stage) -> Verdict:
-    """A record fault is `failed` with its retries unused, so that the guide's recovery query finds it."""
-    rows = stage.sync_rows()
-    found = {
+def remapped(stage: Stage) -> Verdict:
+    """The guide's "Wrong entity mapped": a later booking leaves it so, and who did it is on record."""
+    rows, mappings = own_rows(stage), stage.sync_rows()
+    bills = [bill for bill in own(stage) if bill.is_remapped]
+    agreed = [
+        bill
+        for bill in bills
+        if (row := rows.get(bill.number))
+        and row["classified_entity"] == bill.entity == mappings[bill.invoice_id]["entity_mapped"]
+    ]
+    signed = {
         row["invoice_id"]
         for row in stage.rows(
-            "SELECT * FROM v_crypto_invoices_pending_sync WHERE sync_status = 'failed' AND retry_count < 3"
-            " AND invoice_id = ANY(%s)",
-            stage.ids,
+            "SELECT invoice_id FROM cfo_sync_actions WHERE action = 'remap' AND done_by = %s AND invoice_id = ANY(%s)",
+            REMAPPER, stage.ids,
         )
-    }
-    broken = [bill for bill in stage.bills if bill.fate == "broken"]
-    said = [
-        (row.get("sync_status"), row.get("retry_count")) for bill in broken if (row := rows.get(bill.invoice_id, {}))
-    ]
+    }  # fmt: skip
     return Verdict(
-        "The guide's recovery query finds the broken one",
-        bool(broken) and said == [("failed", 0)] * len(broken) and found == {bill.invoice_id for bill in broken},
-        f"{len(found)}, {', '.join(f'{status}, retry_count {count}' for status, count in said) or 'no mapping'}",
+        "A corrected entity stays corrected",
+        bool(bills) and agreed == bills and signed == {bill.invoice_id for bill in bills},
+        f"{share(len(agreed), bills)}, by {REMAPPER}, booked again since",
     )
 
 
-def dead_letters(stage: Stage) -> Verdict:
-    """Key and value of a dead letter are the source's bytes."""
-    letters = of_this_run(stage, stage.tape.dead_letters())
-    broken = {bill.invoice_id for bill in stage.bills if bill.fate == "broken"}
-    same = [letter for letter in letters if _is_original(stage, letter)]
+def reconciled(stage: Stage) -> Verdict:
+    """Both halves of the promise, over the whole ledger; the adopted row's difference was acknowledged."""
+    summary, left = close_books(stage)
     return Verdict(
-        "Its event is in the dead-letter topic, byte for byte",
-        bool(broken) and {letter.carried.invoice_id for letter in same} >= broken,
-        f"{_plural(len(same), 'record')}, {sum(len(letter.record.value or b'') for letter in same)} bytes",
-    )
-
-
-def nothing_else(stage: Stage) -> Verdict:
-    """Only what was told fails."""
-    letters = of_this_run(stage, stage.tape.dead_letters())
-    waiting = of_this_run(stage, stage.tape.retries())
-    broken = {bill.invoice_id for bill in stage.bills if bill.fate == "broken"}
-    late = {bill.invoice_id for bill in stage.bills if bill.waits_for}
-    other_letters = [each for each in letters if each.carried.invoice_id not in broken]
-    other_waiting = [each for each in waiting if each.carried.invoice_id not in late]
-    return Verdict(
-        "Nothing else in those topics",
-        not other_letters and not other_waiting and len(letters) == len(broken),
-        f"{_plural(len(letters), 'dead letter')}, {_plural(len(waiting), 'retry', 'retries')} of this run",
-    )
-
-
-def retried(stage: Stage) -> Verdict:
-    """What may work later waits in a retry topic, and is booked then."""
-    waiting = of_this_run(stage, stage.tape.retries())
-    went = {(each.carried.invoice_id, each.carried.error_code) for each in waiting if _is_original(stage, each)}
-    wanted = [bill for bill in stage.bills if bill.waits_for]
-    rows = stage.sync_rows()
-    good = [
-        bill
-        for bill in wanted
-        if (bill.invoice_id, bill.waits_for) in went
-        and (row := rows.get(bill.invoice_id))
-        and row["sync_status"] == "synced"
-        and row["retry_count"] >= 1
-    ]
-    return Verdict(
-        "Waited in a retry topic, then booked",
-        bool(wanted) and good == wanted,
-        ", ".join(str(bill.waits_for) for bill in good) or "none",
+        "Invoices and ledger reconcile to zero",
+        not left and summary.acknowledged > 0,
+        f"{summary.invoices} invoices, {plural(summary.transactions, 'transaction')},"
+        f" {plural(len(left), 'difference')}, {summary.acknowledged} acknowledged",
     )
 
 
@@ -226,7 +165,7 @@ def unpaid(stage: Stage) -> Verdict:
     return Verdict(
         "An unpaid invoice is left alone",
         bool(bills) and alone == bills,
-        f"{events} events, {_plural(len(bills) - len(alone), 'mapping')}",
+        f"{events} events, {plural(len(bills) - len(alone), 'mapping')}",
     )
 
 
@@ -261,52 +200,10 @@ PROMISES: Final[tuple[Promise, ...]] = (
     dead_letters,
     retried,
     nothing_else,
+    resolved,
+    remapped,
     unpaid,
+    reconciled,
     lag,
     left,
 )
-
-
-def of_this_run(stage: Stage, failures: Iterable[Failure]) -> list[Failure]:
-    """Those about invoices of this run, and those about none that come from a record of its time."""
-    return [
-        each
-        for each in failures
-        if each.carried.invoice_id in stage.ids
-        or (each.carried.invoice_id is None and not stage.tape.began_before(each))
-    ]
-
-
-def _is_original(stage: Stage, failure: Failure) -> bool:
-    source = stage.tape.source_of(failure)
-    return source is not None and (source.key, source.value) == (failure.record.key, failure.record.value)
-
-
-def _own(stage: Stage) -> list[Bill]:
-    return [bill for bill in stage.bills if bill.fate == "booked"]
-
-
-def _own_rows(stage: Stage) -> dict[str, Row]:
-    numbers = {bill.number for bill in _own(stage)}
-    return {row["identifier"]: row for row in stage.transactions() if row["identifier"] in numbers}
-
-
-def _synced_log(stage: Stage) -> list[Row]:
-    return [row for row in stage.log_rows() if row["sync_status"] == "synced"]
-
-
-def _verdict(promise: str, stage: Stage, wrong: list[Bill], more: str) -> Verdict:
-    own = _own(stage)
-    return Verdict(promise, bool(own) and not wrong, _of(len(own) - len(wrong), own) + more + _names(wrong))
-
-
-def _of(good: int, bills: list[Bill]) -> str:
-    return f"{good} of {len(bills)}"
-
-
-def _names(wrong: list[Bill]) -> str:
-    return f"; not {', '.join(bill.short for bill in wrong)}" if wrong else ""
-
-
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -19,10 +19,14 @@ from rich.text import Text
 
 from consumer.demo.process import ConsumerProcess
 from consumer.demo.tape import Tape
+from consumer.dlq import DeadLetterQueue
+from consumer.service import CFOSyncService
 from consumer.settings import Settings
 
 T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
+
+ENTITY: Final = "Delta Mining Paraguay S.A."  # of every client in the guide's table
 
 _PATIENCE: Final = 20.0
 _PATIENCE_AFTER_A_STALL: Final = 4.0
@@ -43,7 +47,11 @@ class Bill:
     amount: Decimal | None  # USD
     unit: str  # as the guide's table says
     subcategory: str
-    fate: Literal["booked", "adopted", "broken", "unpaid"] = "booked"
+    entity: str = ENTITY
+    fate: Literal["booked", "adopted", "unpaid"] = "booked"
+    fault: str | None = None  # code of the fault that makes it a dead letter, until people mend it
+    failed_as: tuple[str, int] | None = None  # sync_status and retry_count, as the guide's recovery query found it
+    is_remapped: bool = False
     waits_for: str | None = None  # code of the fault that sends it to a retry topic
     paid_at: float | None = None  # on the monotonic clock
     seconds: float | None = None  # from the commit of the payment until it was seen complete
@@ -54,6 +62,11 @@ class Bill:
     def is_booked(self) -> bool:
         """Whether it must stand in the ledger at the end."""
         return self.fate in ("booked", "adopted")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether something keeps it waiting."""
+        return self.waits_for is not None or self.fault is not None
 
     @property
     def short(self) -> str:
@@ -73,6 +86,7 @@ class Stage:
         other: Connection,
         tape: Tape,
         consumer: ConsumerProcess,
+        service: CFOSyncService,
     ) -> None:
         self.settings = settings
         self.out = out
@@ -80,6 +94,8 @@ class Stage:
         self.ledger = ledger
         self.tape = tape
         self.consumer = consumer
+        self.service = service
+        self.queue = DeadLetterQueue(settings, service)
         self.run = uuid.uuid4().hex[:8]
         self.bills: list[Bill] = []
         self._other = other  # the session of somebody else
@@ -239,6 +255,11 @@ class Stage:
     def booked(self) -> list[Bill]:
         """Those that must stand in the ledger."""
         return [bill for bill in self.bills if bill.is_booked]
+
+    @property
+    def faulty(self) -> list[Bill]:
+        """Those that become dead letters."""
+        return [bill for bill in self.bills if bill.fault]
 
     def status(self, bill: Bill) -> str:
         """The invoice's status."""

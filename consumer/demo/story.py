@@ -21,10 +21,12 @@ from consumer import checks, sessions
 from consumer.demo import tables
 from consumer.demo.chapters import CHAPTERS
 from consumer.demo.process import RETRY_DELAYS, ConsumerProcess, wait_ready
-from consumer.demo.promises import PROMISES, Verdict
+from consumer.demo.promises import PROMISES
 from consumer.demo.stage import Stage, Stalled
 from consumer.demo.tape import Tape
+from consumer.demo.verdicts import Verdict
 from consumer.faults import Outage
+from consumer.service import CFOSyncService
 from consumer.sessions import Limits, Session
 from consumer.settings import Settings, SettingsError
 
@@ -55,7 +57,9 @@ def _play(settings: Settings, out: Console, closing: ExitStack) -> bool:
     _need_everything(settings)
     tape = closing.enter_context(Tape(settings))
     consumer = closing.enter_context(ConsumerProcess(settings))
-    stage = Stage(settings, out, invoices, ledger, other, tape, consumer)
+    service = closing.enter_context(CFOSyncService(settings))
+    stage = Stage(settings, out, invoices, ledger, other, tape, consumer, service)
+    closing.callback(stage.queue.close)
     holds = False
     try:
         holds = _tell(stage, began)

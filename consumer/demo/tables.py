@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from consumer.demo.promises import Verdict, of_this_run
 from consumer.demo.stage import Stage
 from consumer.demo.tape import Failure
+from consumer.demo.verdicts import Verdict, of_this_run
 
 _WIDE: Final = 116
 

@@ -170,3 +170,13 @@ def test_only_an_outage_is_raised(service: CFOSyncService, invoices: InvoiceSyst
 def test_a_closed_service_opens_its_connections_again(service: CFOSyncService, invoices: InvoiceSystem) -> None:
     service.close()
     assert service.sync_invoice_to_cfo(invoices.paid_invoice())["success"] is True
+
+
+@pytest.mark.parametrize("paid_at", ["infinity", "-infinity", "20000-01-01"])
+def test_a_date_that_python_does_not_know_hides_no_pending_invoice(
+    service: CFOSyncService, invoices: InvoiceSystem, paid_at: str
+) -> None:
+    strange, plain = invoices.paid_invoice(), invoices.paid_invoice()
+    invoices.update(strange, paid_at=paid_at)
+    _, rows = service.pending()
+    assert [(row["invoice_id"], row["paid_at"] is None) for row in rows] == [(strange, True), (plain, False)]

@@ -203,3 +203,42 @@ def test_an_invoice_renumbered_before_anything_was_booked_is_booked_under_its_ne
     invoices.update(invoice_id, invoice_number="ACCEPTED")
     assert isinstance(service.sync({invoice_id: 0})[invoice_id], Booked)
     assert [row["identifier"] for row in ledger.rows("SELECT * FROM transactions")] == ["ACCEPTED"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_number_is_free_again_when_its_first_invoice_was_refused_and_deleted(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, is_there: bool
+) -> None:
+    first = invoices.paid_invoice(invoice_number="REUSED-1", amount=Decimal("666.00"))
+    ledger.execute("ALTER TABLE transactions ADD CHECK (amount < 500)")
+    assert isinstance(service.sync({first: 0})[first], Faulted)
+    invoices.delete(first)
+    if is_there:  # booked after all, between the two commits of a try that nobody remembers
+        ledger.insert(
+            ("identifier", "amount", "date", "source_file"),
+            "REUSED-1",
+            "66.00",
+            "2025-10-22",
+            "crypto_invoice_REUSED-1",
+        )
+    second = invoices.paid_invoice(invoice_number="REUSED-1")
+    outcome = service.sync({second: 0})[second]
+    if is_there:
+        assert isinstance(outcome, Faulted)
+        assert outcome.fault.code == "identifier-taken"
+    else:
+        assert isinstance(outcome, Booked)
+        assert booked(invoices, ledger, second)["amount"] == Decimal("100.00")
+
+
+def test_a_number_stays_reserved_for_a_refused_invoice_that_is_still_there(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    first = invoices.paid_invoice(invoice_number="KEPT-1", amount=Decimal("666.00"))
+    ledger.execute("ALTER TABLE transactions ADD CHECK (amount < 500)")
+    assert isinstance(service.sync({first: 0})[first], Faulted)
+    invoices.update(first, invoice_number="RENUMBERED-1")
+    second = invoices.paid_invoice(invoice_number="KEPT-1")
+    outcome = service.sync({second: 0})[second]
+    assert isinstance(outcome, Faulted)
+    assert outcome.fault.code == "identifier-taken"

@@ -10,7 +10,10 @@ import pytest
 import consumer
 
 PACKAGE = Path(consumer.__file__).parent
-CORE = ["faults", "outcomes", "envelope", "templates", "mapping", "plan", "retry", "headers"]
+CORE = [
+    "faults", "outcomes", "envelope", "templates", "mapping", "plan", "retry", "headers", "texts",
+    "deadletters", "differences", "facts", "comparison",
+]  # fmt: skip
 FORBIDDEN = {"confluent_kafka", "psycopg", "prometheus_client", "fastapi", "uvicorn", "structlog", "time", "random"}
 
 

@@ -58,6 +58,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "API_HOST": [("0.0.0.0", "0.0.0.0")],  # noqa: S104
     "API_PORT": [("0", 0), ("65535", 65535)],
     "API_TOKEN": [("hunter2", SecretStr("hunter2"))],
+    "MONITOR_INTERVAL": [("15s", timedelta(seconds=15))],
+    "RECONCILE_INTERVAL": [("1h", timedelta(hours=1))],
     "METRICS_HOST": [("127.0.0.1", "127.0.0.1")],
     "METRICS_PORT": [("0", 0)],
     "LOG_LEVEL": [("DEBUG", "DEBUG"), ("ERROR", "ERROR")],
@@ -75,6 +77,8 @@ BAD: dict[str, list[str]] = {
     "SWEEP_GRACE": ["0", "x"],
     "BREAKER_CONSECUTIVE_FAULTS": ["1", "0", "x"],
     "API_PORT": ["-1", "65536", "http"],
+    "MONITOR_INTERVAL": ["0", "x"],
+    "RECONCILE_INTERVAL": ["0", "never"],
     "METRICS_PORT": ["-1", "65536", "x"],
     "LOG_LEVEL": ["info", "TRACE", "10"],
     "LOG_FORMAT": ["text", "JSON"],

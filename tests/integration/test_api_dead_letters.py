@@ -1,0 +1,216 @@
+"""The dead-letter endpoints, on a real broker."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from consumer import broker, headers, topics
+from consumer.api_models import DeadLetters, DiscardedLetter, Replayed
+from consumer.faults import Fault, RecordFault, Transient
+from consumer.headers import Origin
+from consumer.settings import Settings
+from deploy.local.stack import Stack
+from tests.conftest import make_settings
+from tests.integration.web import OPERATOR, TOKENS, Web, serving
+from tests.support import InvoiceSystem
+
+FIRST = datetime(2025, 10, 22, 14, 0, tzinfo=UTC)
+_prefixes = itertools.count(1)
+_places = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def brokers(postgres: Stack) -> str:
+    postgres.up(["postgres", "kafka"])
+    return postgres.kafka.bootstrap_servers
+
+
+@pytest.fixture
+def settings(dsn: str, brokers: str) -> Settings:
+    """Of a pipeline with topics of its own, two partitions each."""
+    prefix = f"api-{next(_prefixes)}"
+    settings = make_settings(dsn, kafka_bootstrap_servers=brokers, topic_prefix=prefix, source_topic=f"{prefix}.source")
+    admin = broker.make_admin(settings, logging.getLogger("kafka"))
+    topics.create(admin, topics.plan(settings, {}, topics.DEFAULT_MAX_MESSAGE_BYTES, 2), {})
+    return settings
+
+
+@pytest.fixture
+def web(settings: Settings) -> Iterator[Web]:
+    with serving(settings, token=TOKENS) as web:
+        yield web
+
+
+Bury = Callable[..., None]
+
+
+@pytest.fixture
+def bury(settings: Settings) -> Bury:
+    """Put a dead letter there, as the consumer would."""
+
+    def bury(
+        fault: Fault | None = None,
+        *,
+        invoice_id: int | None = None,
+        partition: int = 0,
+        minute: int = 0,
+        value: bytes = b"{",
+    ) -> None:
+        producer = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers})
+        first = headers.first_failure(
+            Origin(settings.source_topic, 0, next(_places), -1), attempt=0, now=FIRST, version="test"
+        )
+        failed = headers.with_fault(
+            first, fault or RecordFault("not-json", "no JSON"), attempt=0, not_before=None, invoice_id=invoice_id,
+            trace="", version="test",
+        )  # fmt: skip
+        at = int(FIRST.timestamp() * 1000) + minute * 60_000
+        producer.produce(
+            settings.dlq_topic,
+            value,
+            b"key",
+            partition,
+            timestamp=at,
+            headers=[*headers.encode(failed, [("theirs", b"1")])],
+        )
+        assert producer.flush(10) == 0
+
+    return bury
+
+
+def replays(settings: Settings) -> list[tuple[bytes | None, bytes | None]]:
+    """Key and value of what stands on the replay topic."""
+    consumer = Consumer({"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": "test-reader",
+                         "auto.offset.reset": "earliest", "isolation.level": "read_committed"})  # fmt: skip
+    try:
+        consumer.assign([TopicPartition(settings.replay_topic, number, 0) for number in (0, 1)])
+        return [(message.key(), message.value()) for message in consumer.consume(10, 1.0)]
+    finally:
+        consumer.close()
+
+
+def places(answer: Any) -> list[tuple[int, int]]:
+    return [(entry["partition"], entry["offset"]) for entry in answer.json()["entries"]]
+
+
+def test_an_empty_queue_is_an_empty_list(web: Web) -> None:
+    answer = web.get("/api/cfo-sync/dlq", token=OPERATOR)
+    assert (answer.status_code, answer.text) == (200, '{"count":0,"entries":[]}')
+
+
+def test_dead_letters_are_listed_filtered_and_paged(web: Web, bury: Bury) -> None:
+    bury(minute=3, partition=1)
+    bury(Transient("row-locked", "Somebody locks it"), invoice_id=7, minute=1)
+    bury(minute=2)
+    bury(minute=2, partition=1)
+
+    everything = web.get("/api/cfo-sync/dlq", token=OPERATOR)
+    DeadLetters.model_validate(everything.json(), strict=True)
+    assert everything.json()["count"] == 4
+    assert places(everything) == [(0, 0), (0, 1), (1, 1), (1, 0)]  # oldest first
+    first = everything.json()["entries"][0]
+    assert (first["error_code"], first["error_kind"], first["invoice_id"], first["state"]) == (
+        "row-locked", "transient", 7, "open",
+    )  # fmt: skip
+    assert first["dead_lettered_at"] == "2025-10-22T14:01:00Z"
+
+    for query, expected in (
+        ("error_code=row-locked", [(0, 0)]),
+        ("error_code=row-locked&error_code=not-json", [(0, 0), (0, 1), (1, 1), (1, 0)]),
+        ("kind=record", [(0, 1), (1, 1), (1, 0)]),
+        ("text=LOCKS", [(0, 0)]),
+        ("invoice_id=7", [(0, 0)]),
+        ("since=2025-10-22T14:03:00Z", [(1, 0)]),
+        ("since=2025-10-22T16:03:00%2B02:00", [(1, 0)]),
+        ("until=2025-10-22T14:02:00", [(0, 0)]),
+        ("partition=1", [(1, 1), (1, 0)]),
+        ("partition=1&first_offset=1", [(1, 1)]),
+        ("last_offset=0", [(0, 0), (1, 0)]),
+        ("state=resolved", []),
+        ("state=all&kind=transient", [(0, 0)]),
+    ):
+        assert places(web.get(f"/api/cfo-sync/dlq?{query}", token=OPERATOR)) == expected, query
+
+    found = []
+    path: str | None = "/api/cfo-sync/dlq?limit=1&error_code=not-json&error_code=%3E%22x&text=JSON"
+    while path:
+        answer = web.get(path, token=OPERATOR)
+        assert answer.json()["count"] == 3
+        found += places(answer)
+        path = answer.links.get("next", {}).get("url")
+    assert found == [(0, 1), (1, 1), (1, 0)]
+
+
+def test_a_replay_publishes_the_original_record_once_and_says_who(
+    web: Web, bury: Bury, settings: Settings, dsn: str
+) -> None:
+    bury(value=b'{"broken')
+    answer = web.post("/api/cfo-sync/dlq/0/0/replay", token=OPERATOR)
+    assert answer.status_code == 200, answer.text
+    Replayed.model_validate(answer.json(), strict=True)
+    entry = answer.json()["entry"]
+    assert (entry["state"], entry["replay_count"], entry["changed_by"]) == ("replayed", 1, "olga")
+    again = web.post("/api/cfo-sync/dlq/0/0/replay", token=OPERATOR)
+    assert (again.status_code, again.json()["code"]) == (409, "dead-letter-refused")
+    assert "replayed already" in again.json()["detail"]
+    assert replays(settings) == [(b"key", b'{"broken')]
+    assert web.post("/api/cfo-sync/dlq/0/0/replay?force=true", token=OPERATOR).status_code == 200
+    invoices = InvoiceSystem(dsn)
+    assert invoices.rows("SELECT action, done_by FROM cfo_sync_actions ORDER BY id")[0] == {
+        "action": "replay", "done_by": "olga",
+    }  # fmt: skip
+    invoices.close()
+
+
+def test_a_discard_needs_a_reason_and_is_final(web: Web, bury: Bury, dsn: str) -> None:
+    bury()
+    path = "/api/cfo-sync/dlq/0/0/discard"
+    for body in (None, {}, {"reason": ""}, {"reason": " "}):
+        assert web.post(path, token=OPERATOR, json=body).status_code == 422
+    answer = web.post(path, token=OPERATOR, json={"reason": "a test of ours"})
+    assert answer.status_code == 200, answer.text
+    DiscardedLetter.model_validate(answer.json(), strict=True)
+    entry = answer.json()["entry"]
+    assert (entry["state"], entry["changed_by"], entry["reason"]) == ("discarded", "olga", "a test of ours")
+    refused = web.post(path, token=OPERATOR, json={"reason": "again"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "dead-letter-refused")
+    assert web.post("/api/cfo-sync/dlq/0/0/replay", token=OPERATOR).status_code == 409
+    assert places(web.get("/api/cfo-sync/dlq?state=discarded", token=OPERATOR)) == [(0, 0)]
+    invoices = InvoiceSystem(dsn)
+    assert invoices.value("SELECT reason FROM cfo_sync_actions WHERE action = 'discard'") == "a test of ours"
+    invoices.close()
+
+
+@pytest.mark.parametrize("place", ["0/0", "1/17", "9/0", f"{2**31 - 1}/{2**63 - 1}"])
+def test_a_place_without_a_dead_letter_is_not_found(web: Web, place: str) -> None:
+    for path, body in (
+        (f"/api/cfo-sync/dlq/{place}/replay", None),
+        (f"/api/cfo-sync/dlq/{place}/discard", {"reason": "x"}),
+    ):
+        answer = web.post(path, token=OPERATOR, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (404, "dead-letter-unknown")
+
+
+def test_without_the_topic_or_the_broker_it_is_an_outage(dsn: str, brokers: str) -> None:
+    with serving(make_settings(dsn, kafka_bootstrap_servers=brokers, topic_prefix="nowhere")) as web:
+        answer = web.get("/api/cfo-sync/dlq")
+    assert (answer.status_code, answer.json()["code"]) == (503, "outage-topics")
+    assert "nowhere.dlq" in answer.json()["detail"]
+
+
+def test_readiness_on_a_whole_pipeline(web: Web, settings: Settings) -> None:
+    answer = web.get("/readyz")
+    assert answer.json() == {"ready": True, "dependencies": {"invoice database": "ok", "kafka": "ok", "topics": "ok"}}
+    there = settings.model_copy(update={"topic_prefix": "nowhere"})
+    with serving(there) as lacking:
+        found = lacking.get("/readyz")
+    assert found.status_code == 503
+    assert found.json()["dependencies"]["kafka"] == "ok"
+    assert "nowhere.dlq" in found.json()["dependencies"]["topics"]

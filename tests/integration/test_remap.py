@@ -1,0 +1,182 @@
+"""The guide's "Wrong entity mapped": transaction, mapping row and log change together, and who did it is on record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from consumer import mapping
+from consumer.faults import Outage
+from consumer.service import CFOSyncService
+from consumer.settings import Settings
+from tests.integration.scenes import booked, invoice_dsn, ledger_dsn, relent, sabotage, write_mapping
+from tests.support import InvoiceSystem, LedgerView
+
+OLD, NEW = "Delta Mining Paraguay S.A.", "Delta Hosting Paraguay S.A."
+
+
+def test_transaction_mapping_row_and_log_change_together(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    before = booked(invoices, ledger, invoice_id)
+    answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="ana")
+    after = booked(invoices, ledger, invoice_id)
+    assert answer == {
+        "success": True,
+        "invoice_id": invoice_id,
+        "cfo_transaction_id": before["id"],
+        "old": {"entity": OLD, "business_unit": "Paraguay Mining"},
+        "new": {"entity": NEW, "business_unit": "Paraguay Hosting"},
+    }
+    assert after == before | {"classified_entity": NEW, "business_unit": "Paraguay Hosting"}
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["entity_mapped"] == NEW
+    entry = invoices.log(invoice_id)[-1]
+    assert (entry["sync_status"], entry["cfo_transaction_id"]) == ("synced", before["id"])
+    assert entry["request_payload"] == {"action": "remap", "by": "ana", "old": answer["old"], "new": answer["new"]}
+    [action] = invoices.rows("SELECT action, done_by, invoice_id, details FROM cfo_sync_actions")
+    assert action == {
+        "action": "remap",
+        "done_by": "ana",
+        "invoice_id": invoice_id,
+        "details": {"old": answer["old"], "new": answer["new"]},
+    }
+
+
+def test_the_business_unit_stays_when_none_is_given(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    service.remap(invoice_id, entity=NEW, by="ana")
+    assert booked(invoices, ledger, invoice_id)["business_unit"] == "Paraguay Mining"
+
+
+def test_a_second_call_changes_and_logs_nothing(service: CFOSyncService, invoices: InvoiceSystem) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    service.remap(invoice_id, entity=NEW, by="ana")
+    logged = len(invoices.log(invoice_id))
+    again = service.remap(invoice_id, entity=NEW, by="ana")
+    assert (again["success"], again["old"]) == (True, {"entity": NEW})
+    assert len(invoices.log(invoice_id)) == logged
+
+
+def test_a_correction_outlives_the_next_booking(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    service.remap(invoice_id, entity=NEW, by="ana")
+    invoices.update(invoice_id, status="paid", amount_usd="222.22")
+    service.sync_invoice_to_cfo(invoice_id)
+    after = booked(invoices, ledger, invoice_id)
+    assert (str(after["amount"]), after["classified_entity"]) == ("222.22", NEW)
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["entity_mapped"] == NEW
+
+
+@pytest.mark.parametrize(
+    ("entity", "code"),
+    [("  ", "value-empty"), ("x" * 256, "value-too-long"), ("a\0b", "value-invalid"), ("a\nb", "value-invalid")],
+)
+def test_an_impossible_entity_is_refused(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView, entity: str, code: str
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    before = booked(invoices, ledger, invoice_id)
+    answer = service.remap(invoice_id, entity=entity, by="ana")
+    assert (answer["success"], answer["error_code"]) == (False, code)
+    assert booked(invoices, ledger, invoice_id) == before
+
+
+def test_what_is_not_booked_or_not_ours_is_refused(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    waiting = invoices.paid_invoice()
+    assert service.remap(waiting, entity=NEW, by="ana")["error_code"] == "not-booked"
+    assert service.remap(4711, entity=NEW, by="ana")["error_code"] == "not-booked"
+    foreign = invoices.paid_invoice(invoice_number="BY-HAND-1")
+    ledger.insert(("identifier", "amount", "date", "source_file"), "BY-HAND-1", "100.00", "2025-10-22", "bank.csv")
+    assert service.sync_invoice_to_cfo(foreign)["success"]
+    [before] = ledger.of("BY-HAND-1")
+    assert service.remap(foreign, entity=NEW, by="ana")["error_code"] == "adopted"
+    assert ledger.of("BY-HAND-1") == [before]
+    gone = invoices.paid_invoice(invoice_number="GONE-1")
+    service.sync_invoice_to_cfo(gone)
+    ledger.execute("DELETE FROM transactions WHERE identifier = 'GONE-1'")
+    assert service.remap(gone, entity=NEW, by="ana")["error_code"] == "transaction-missing"
+    assert invoices.rows("SELECT * FROM cfo_sync_actions") == []
+
+
+def test_a_value_that_the_ledger_refuses_changes_nothing(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    ledger.execute("ALTER TABLE transactions ADD CHECK (classified_entity LIKE '%S.A.')")
+    answer = service.remap(invoice_id, entity="Somebody else", by="ana")
+    assert (answer["success"], answer["error_code"]) == (False, "sqlstate-23514")
+    assert booked(invoices, ledger, invoice_id)["classified_entity"] == OLD
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["entity_mapped"] == OLD
+
+
+def test_a_crash_between_two_commits_is_mended_by_the_same_call(
+    settings: Settings, service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    name = sabotage(invoice_dsn(settings), "crypto_cfo_sync_log", sqlstate="58030")
+    with pytest.raises(Outage):
+        service.remap(invoice_id, entity=NEW, by="ana")
+    # With two databases the CFO's side was committed; with one, nothing was.
+    half_done = OLD if settings.is_one_database else NEW
+    assert booked(invoices, ledger, invoice_id)["classified_entity"] == half_done
+    relent(invoice_dsn(settings), name, "crypto_cfo_sync_log")
+    assert service.remap(invoice_id, entity=NEW, by="ana")["old"] == {"entity": OLD}
+    assert booked(invoices, ledger, invoice_id)["classified_entity"] == NEW
+    assert invoices.log(invoice_id)[-1]["request_payload"]["old"] == {"entity": OLD}
+
+
+def test_a_ledger_with_a_text_key_is_remapped_by_identifier(
+    settings: Settings, invoices: InvoiceSystem, ledger: LedgerView, tmp_path: Path
+) -> None:
+    ledger.execute("ALTER TABLE transactions ALTER id DROP DEFAULT")
+    ledger.execute("ALTER TABLE transactions ALTER id TYPE text USING 'T' || id")
+    ledger.execute("ALTER TABLE transactions ALTER id SET DEFAULT 'T' || gen_random_uuid()")
+    with CFOSyncService(settings) as service:
+        invoice_id = invoices.paid_invoice(invoice_number="TEXT-KEY-1")
+        assert service.sync_invoice_to_cfo(invoice_id)["success"]
+        answer = service.remap(invoice_id, entity=NEW, by="ana")
+    assert (answer["success"], answer["cfo_transaction_id"]) == (True, None)
+    [row] = ledger.of("TEXT-KEY-1")
+    assert row["classified_entity"] == NEW
+
+
+def test_a_mapping_file_without_the_column_says_so(settings: Settings, invoices: InvoiceSystem, tmp_path: Path) -> None:
+    path = write_mapping(tmp_path, ('business_unit = "business_unit"\n', ""))
+    with CFOSyncService(settings, rules=mapping.load(path)) as service:
+        invoice_id = invoices.paid_invoice()
+        service.sync_invoice_to_cfo(invoice_id)
+        answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="ana")
+        assert answer["error_code"] == "no-business-unit-column"
+        assert service.remap(invoice_id, entity=NEW, by="ana")["success"]
+
+
+def test_an_outage_is_raised(settings: Settings, service: CFOSyncService, invoices: InvoiceSystem) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    with psycopg.connect(ledger_dsn(settings)) as connection:
+        connection.execute("ALTER TABLE transactions RENAME TO elsewhere")
+    service.close()
+    with pytest.raises(Outage, match="schema"):
+        service.remap(invoice_id, entity=NEW, by="ana")
