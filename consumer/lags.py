@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -165,17 +164,25 @@ class Lags:
             raise _outage(error) from error
 
     def _committed(self, keys: Sequence[Key]) -> dict[Key, int]:
-        """What the group has committed; a negative number where it has not."""
-        group = self._settings.group_id
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*key) for key in keys])
-        answers = self._ask(
-            lambda admin: admin.list_consumer_group_offsets([request], request_timeout=_TIMEOUT, require_stable=False)
-        )
+        """What the group has committed; a negative number where it has not.
+
+        Not asked with `list_consumer_group_offsets`: librdkafka dies of a group whose coordinator is not there yet.
+        """
         try:
-            found = _result(answers[group]).topic_partitions
+            found = self._open().committed([TopicPartition(*key) for key in keys], timeout=_TIMEOUT)
         except KafkaException as error:
             raise _outage(error) from error
-        return dict.fromkeys(keys, -1) | {(each.topic, each.partition): each.offset for each in found}
+        for each in found:
+            if each.error is not None:
+                raise Outage("broker", f"Kafka: {each.error.str()}")
+        return {(each.topic, each.partition): each.offset for each in found}
+
+    def _open(self) -> Consumer:
+        """Of the group by name only, so that it needs no further privilege: it is assigned by hand, joins nothing and
+        commits nothing."""
+        if self._consumer is None:
+            self._consumer = broker.make_consumer(self._settings, self._logger, lambda _: None, lambda *_: None)
+        return self._consumer
 
     def _peek(self, behind: Mapping[Key, tuple[int, int]]) -> dict[Key, _Peek]:
         """The first record from each committed offset on. What was seen before and cannot have changed is not read."""
@@ -192,11 +199,7 @@ class Lags:
         return self._peeks
 
     def _read_first(self, wanted: Mapping[Key, tuple[int, int]]) -> dict[Key, _Peek]:
-        if self._consumer is None:
-            # Of the group by name only, so that it needs no further privilege: it is assigned by hand, joins nothing
-            # and commits nothing.
-            self._consumer = broker.make_consumer(self._settings, self._logger, lambda _: None, lambda *_: None)
-        consumer = self._consumer
+        consumer = self._open()
         found: dict[Key, _Peek] = {}
         deadline = time.monotonic() + _PEEK
         try:
