@@ -27,7 +27,7 @@ demo: venv
 	@exec $(python) -m deploy.local demo
 
 test: venv
-	@exec $(python) -m pytest -n 2 --dist loadfile $(ARGS)
+	@exec $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: venv
 	$(python) -m ruff check .

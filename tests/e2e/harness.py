@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from consumer.settings import load
@@ -27,6 +27,12 @@ from deploy.local.stack import Stack
 from tests.support import InvoiceSystem, LedgerView
 
 _pipelines = itertools.count(1)
+
+_COORDINATOR_MOVES = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 
 # The same schedule as in production, in seconds.
 SHORT_DELAYS = "1s,2s,3s"
@@ -226,7 +232,7 @@ class Pipeline:
         return [message for topic in self.settings.retry_topics for message in self.records(topic)]
 
     def lag(self) -> int:
-        """Records of all subscribed topics that the group has not committed."""
+        """Records of all subscribed topics that the group has not committed; -1 while no broker can tell."""
         topics = [self.settings.source_topic, *self.settings.retry_topics, self.settings.replay_topic]
         consumer = Consumer(
             {"bootstrap.servers": self.settings.kafka_bootstrap_servers, "group.id": self.settings.group_id}
@@ -240,6 +246,12 @@ class Pipeline:
                 for each in consumer.committed(partitions, 10):
                     low, high = consumer.get_watermark_offsets(TopicPartition(topic, each.partition), 10)
                     behind += high - (each.offset if each.offset >= 0 else low)
+        except KafkaException as error:
+            # A broker that was just started has to read the group's offsets first.
+            if error.args[0].code() not in _COORDINATOR_MOVES:
+                raise
+            return -1
+        else:
             return behind
         finally:
             consumer.close()
