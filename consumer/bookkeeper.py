@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -13,7 +13,7 @@ from consumer.databases import Databases
 from consumer.faults import Fault, Transient
 from consumer.mapping import Mapping as Rules
 from consumer.outcomes import Booked, BookingResult, Faulted, NotPaid, Outcome, Settled
-from consumer.plan import Adopt, Draft, Insert, Refresh, whole_number
+from consumer.plan import Adopt, Draft, Insert, Refresh, Step, whole_number
 from consumer.store import Gathered, LogRow, Partition, SyncedRow
 
 
@@ -196,6 +196,7 @@ class Bookkeeper:
         taken, mapped = store.holders(invoices, [draft.identifier for draft in drafts], list(keys.values()))
         rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
         steps = plan.decide(drafts, rows, taken)
+        self._keep_judgements(invoices, steps)
         inserted = ledger.insert(cfo, [step.draft for step in steps.values() if isinstance(step, Insert)])
         changed = ledger.refresh(cfo, [step for step in steps.values() if isinstance(step, Refresh)])
         entries: list[Entry] = []
@@ -212,12 +213,27 @@ class Bookkeeper:
                     outcomes[invoice_id] = Faulted(invoice_id, step)
         return entries
 
+    def _keep_judgements(self, invoices: Connection, steps: dict[int, Step | Fault]) -> None:
+        """A transaction of ours that is gone, and is booked again, comes back as people last remapped it."""
+        again = {
+            invoice_id: step.draft
+            for invoice_id, step in steps.items()
+            if isinstance(step, Insert) and step.draft.sync is not None and step.draft.sync.is_booked
+        }
+        target = self._rules.target
+        for invoice_id, decided in (store.read_remaps(invoices, list(again)) if again else {}).items():
+            draft, classification = again[invoice_id], again[invoice_id].classification.model_copy(update=decided)
+            columns = {target.entity: decided.get("entity"), target.business_unit: decided.get("business_unit")}
+            values = {column: value for column, value in columns.items() if column is not None and value is not None}
+            steps[invoice_id] = Insert(replace(draft, classification=classification, values={**draft.values, **values}))
+
     def _write_invoices(self, invoices: Connection, entries: Sequence[Entry], attempts: Mapping[int, int]) -> None:
         if not entries:
             return
         with invoices.pipeline():
             store.record_synced(invoices, [_synced_row(entry, attempts) for entry in entries])
-            store.append_log(invoices, [_log_row(entry) for entry in entries if entry.is_news])
+            facts = self._rules.target.facts.keys()
+            store.append_log(invoices, [_log_row(entry, facts) for entry in entries if entry.is_news])
             store.complete(invoices, [entry.draft.invoice_id for entry in entries])
             store.resolve_dead_letters(invoices, [entry.draft.invoice_id for entry in entries])
 
@@ -239,8 +255,10 @@ def _synced_row(entry: Entry, attempts: Mapping[int, int]) -> SyncedRow:
     )
 
 
-def _log_row(entry: Entry) -> LogRow:
+def _log_row(entry: Entry, facts: Collection[str]) -> LogRow:
     request = dict(entry.draft.values) | {"subcategory": entry.draft.classification.subcategory}
+    if entry.outcome.result == "refreshed":  # nothing else was sent: judgements are people's
+        request = {name: value for name, value in entry.draft.values.items() if name in facts}
     response = {
         "result": entry.outcome.result,
         "identifier": entry.draft.identifier,

@@ -201,6 +201,10 @@ class Publisher:
         self._make = make
         self._producer = make()
 
+    def serve(self) -> None:
+        """Let the client tell what it has to tell; its log would else come all at once, hours later."""
+        self._producer.poll(0)
+
     def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
         """Publish all, wait for all; gives those that were not confirmed, with the reason. Never raises for them."""
         failed: dict[int, str] = dict.fromkeys(range(len(publications)), "not confirmed in time")

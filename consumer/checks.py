@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from psycopg import Connection
@@ -27,14 +27,14 @@ _TABLES: Final = {
     "cfo_sync_dlq": ("SELECT", "INSERT", "UPDATE"),
     "cfo_sync_actions": ("SELECT", "INSERT"),
     "cfo_sync_reconciliations": ("SELECT", "INSERT", "DELETE"),
-    "cfo_sync_acknowledgements": ("SELECT", "INSERT"),
+    "cfo_sync_acknowledgements": ("SELECT", "INSERT", "UPDATE"),
     "v_crypto_invoices_pending_sync": ("SELECT",),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `fix` says what to do when it is not good."""
+    """One thing looked at. `fix` says what to do when it is not good, and is empty when it is."""
 
     what: str
     good: bool
@@ -56,7 +56,7 @@ def check(settings: Settings, kafka_log: logging.Logger) -> list[Finding]:
     finally:
         databases.forget()
     findings += _guarded("Kafka", lambda: list(_check_topics(settings, kafka_log)))
-    return findings
+    return [replace(finding, fix="") if finding.good else finding for finding in findings]
 
 
 def _guarded(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
@@ -118,6 +118,7 @@ def _check_sequences(connection: Connection, table: str) -> Iterator[Finding]:
 
 def _check_privileges(connection: Connection) -> Iterator[Finding]:
     for table, privileges in _TABLES.items():
+        what = f"{'view' if table.startswith('v_') else 'table'} {table}"
         exists = _one(connection, "SELECT to_regclass(%s) IS NOT NULL", table)
         if not exists:
             ours = "cfo" in table or table.startswith("v_")
@@ -126,13 +127,13 @@ def _check_privileges(connection: Connection) -> Iterator[Finding]:
                 if ours
                 else "point CFO_SYNC_INVOICE_DSN at the invoice system's database and schema"
             )
-            yield Finding(f"table {table}", False, "missing", fix)
+            yield Finding(what, False, "missing", fix)
             continue
         lacking = [
             name for name in privileges if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, name)
         ]
         yield Finding(
-            f"table {table}", not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
+            what, not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
             f"GRANT {', '.join(lacking)} ON {table} TO {connection.info.user};",
         )  # fmt: skip
         if "INSERT" in privileges:
@@ -213,7 +214,8 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         if not _one(connection, "SELECT has_table_privilege(to_regclass(%s), %s)", name_in_sql, privilege):
             yield Finding(f"CFO table {table}", False, f"no privilege {privilege}",
                           f"GRANT {privilege} ON {name_in_sql} TO {connection.info.user};")  # fmt: skip
-    for name in target.facts:
+    # Facts for a booking, the other two for `remap`.
+    for name in dict.fromkeys((*target.facts, *filter(None, (target.entity, target.business_unit)))):
         if name in columns and not _one(
             connection, "SELECT has_column_privilege(to_regclass(%s), %s, 'UPDATE')", name_in_sql, name
         ):
@@ -238,7 +240,8 @@ def _check_topics(settings: Settings, kafka_log: logging.Logger) -> Iterator[Fin
         limit, wanted = topics.max_message_bytes(admin, name), largest + topics.HEADROOM_BYTES
         yield Finding(
             f"topic {name}", limit >= wanted, f"{existing[name]} partitions, records up to {limit} bytes",
-            f"kafka-configs --alter --topic {name} --add-config max.message.bytes={wanted}",
+            f"kafka-configs --bootstrap-server {settings.kafka_bootstrap_servers} --alter --entity-type topics"
+            f" --entity-name {name} --add-config max.message.bytes={wanted}",
         )  # fmt: skip
 
 

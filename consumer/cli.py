@@ -18,13 +18,13 @@ from consumer.console import (
     UNAVAILABLE,
     USAGE,
     AsJson,
+    Commands,
     InvoiceId,
     complain,
     fail,
     load_settings,
     out,
     print_json,
-    print_table,
     say,
     user_name,
 )
@@ -36,6 +36,7 @@ from consumer.settings import SettingsError
 
 app = typer.Typer(
     name="cfo-sync",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -93,7 +94,9 @@ def migrate() -> None:
 
 @topics_app.command("create")
 def topics_create(
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the source topic, if it is new.")] = 8,
+    partitions: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Partitions of the source topic, if it is new.")
+    ] = 8,
 ) -> None:
     """Create the topics that are missing: the source topic, three retry topics, dead letters, replay."""
     from consumer import broker, topics
@@ -113,7 +116,10 @@ def topics_create(
 
 @app.command()
 def check(as_json: AsJson = False) -> None:
-    """Look at everything that `run` needs, and say how to mend what is wrong. Exit code 1 if anything is."""
+    """Look at everything that `run` needs, and say how to mend what is wrong.
+
+    Exit code 1 if anything is, also if a database or the brokers are down.
+    """
     from consumer import checks
 
     findings = checks.check(load_settings(), _kafka_log())
@@ -121,10 +127,8 @@ def check(as_json: AsJson = False) -> None:
         print_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
-            out.print(
-                f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.found}", highlight=False, markup=False
-            )
-            if not finding.good and finding.fix:
+            say(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.found}")
+            if finding.fix:
                 say(f"     fix: {finding.fix}")
     if not all(finding.good for finding in findings):
         raise typer.Exit(FOUND_SOMETHING)
@@ -157,6 +161,7 @@ def sync(
 @app.command()
 def status(invoice_id: InvoiceId, as_json: AsJson = False) -> None:
     """Show how an invoice stands. Exit code 1 if there is no such invoice."""
+    from consumer import invoice_views
     from consumer.service import CFOSyncService
 
     with CFOSyncService(load_settings()) as service:
@@ -167,30 +172,26 @@ def status(invoice_id: InvoiceId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(row)
     else:
-        print_table(
-            [row],
-            ["invoice_number", "invoice_status", "sync_status", "cfo_transaction_id", "sync_timestamp", "sync_error"],
-        )
+        invoice_views.print_status(row)
 
 
 @app.command()
 def pending(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows shown.")] = 100,
-    after: Annotated[int, typer.Option(min=0, help="Only invoices with a higher id.")] = 0,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Invoices shown.")] = 100,
+    after: Annotated[int, typer.Option(metavar="INVOICE_ID", min=0, help="Only invoices with a higher id.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """List paid invoices that are not booked yet, and failed ones. Exit code 1 if there are any."""
+    from consumer import invoice_views, store
     from consumer.service import CFOSyncService
 
     with CFOSyncService(load_settings()) as service:
         count, rows = service.pending(after=after, limit=limit)
+        counts = {} if as_json else service.read(store.count_pending_by_status)
     if as_json:
         print_json({"count": count, "invoices": rows})
-    elif rows:
-        columns = "invoice_id invoice_number client_name amount_usd paid_at sync_status retry_count sync_error"
-        print_table(rows, columns.split())
-    if not as_json:
-        say(f"{count} pending")
+    else:
+        invoice_views.print_pending(rows, counts, after=after)
     if count:
         raise typer.Exit(FOUND_SOMETHING)
 
@@ -198,14 +199,21 @@ def pending(
 @app.command()
 def remap(
     invoice_id: InvoiceId,
-    entity: Annotated[str, typer.Option(help="The entity it belongs to.")],
-    business_unit: Annotated[str | None, typer.Option(help="The business unit; without it, it stays.")] = None,
-    by: Annotated[str | None, typer.Option(help="Who decided; without it, the user of this machine.")] = None,
+    entity: Annotated[str, typer.Option(metavar="NAME", help="The entity it belongs to.")],
+    business_unit: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The business unit; without it, it stays.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who decided; without it, the user of this machine.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Correct the entity of a booked invoice: its transaction and its mapping row. Exit code 1 if it was refused."""
     from consumer.service import CFOSyncService
 
+    for option, value in (("--entity", entity), ("--business-unit", business_unit)):
+        if value is not None and not value.strip():
+            raise typer.BadParameter("write a name", param_hint=option)
     with CFOSyncService(load_settings()) as service:
         answer = service.remap(invoice_id, entity=entity, business_unit=business_unit, by=by or user_name())
     if as_json:

@@ -19,29 +19,33 @@ from consumer.faults import Outage
 if TYPE_CHECKING:
     from consumer.deadletters import Filter
     from consumer.dlq import DeadLetterQueue
-    from consumer.selections import Replayed
+    from consumer.selections import Replayed, Selection
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: list, show, replay, discard, count.")
 
 _INTERRUPTED: Final = 130
 
-Places = Annotated[list[str] | None, typer.Argument(metavar="P:O", help="Partition and offset of single records.")]
-ErrorCode = Annotated[list[str] | None, typer.Option("--error-code", help="This error code; may be repeated.")]
+Places = Annotated[list[str] | None, typer.Argument(metavar="P:O", hidden=True)]
+ErrorCode = Annotated[
+    list[str] | None, typer.Option("--error-code", metavar="CODE", help="This error code; may be repeated.")
+]
 Kind = Annotated[
     Literal["record", "transient"] | None, typer.Option(help="Never will work as it is, or retries used up.")
 ]
-InMessage = Annotated[str | None, typer.Option("--text", help="Occurs in the error message, whatever its case.")]
-Invoice = Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="About this invoice.")]
+InMessage = Annotated[
+    str | None, typer.Option("--text", metavar="WORDS", help="Occurs in the error message, whatever its case.")
+]
+Invoice = Annotated[int | None, typer.Option(metavar="INVOICE_ID", min=1, max=2**31 - 1, help="About this invoice.")]
 Since = Annotated[
     str | None, typer.Option(metavar="TIME", help="Dead-lettered at this time or later: 2025-10-01T12:00Z, or 2h ago.")
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Dead-lettered before this time.")]
-Partition = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="In this partition.")]
+Partition = Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="In this partition.")]
 Offsets = Annotated[
     str | None, typer.Option(metavar="[P:]FIRST-LAST", help="Offsets, of one partition or of all; LAST included.")
 ]
 StateName: TypeAlias = Literal["open", "replayed", "resolved", "discarded", "all"]
-By = Annotated[str | None, typer.Option(help="Who does it; without it, the user of this machine.")]
+By = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it; without it, the user of this machine.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it, only tell what would be done.")]
 
 
@@ -57,7 +61,8 @@ def list_(
     offsets: Offsets = None,
     state: Annotated[StateName, typer.Option(help="How they stand.")] = "open",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The oldest so many; a table without it shows 100, JSON and CSV all.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="The oldest so many; without it, 100, or all with --json and --csv."),
     ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -86,10 +91,13 @@ def list_(
 
 @app.command()
 def show(
-    place: Annotated[str, typer.Argument(metavar="P:O", help="Partition and offset of the record.")],
+    place: Annotated[str, typer.Argument(metavar="P:O", hidden=True)],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter, its invoice, and what a replay would do. Exit code 1 if there is no such record."""
+    """Show one dead letter, its invoice, and what a replay would do. P:O is its partition and offset, like 3:120.
+
+    Exit code 1 if there is no such record.
+    """
     from consumer import dlq_arguments, dlq_views
 
     where = _parsed("P:O", dlq_arguments.parse_place, place)
@@ -119,17 +127,22 @@ def replay(
         StateName | None, typer.Option(help="How they stand: open, unless single records are named.")
     ] = None,
     yes: Yes = False,
-    rate: Annotated[float | None, typer.Option(min=0.01, max=100_000, help="Records per second at most.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", min=0.01, max=100_000, help="Records per second at most.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also after five replays, or if replayed, resolved or discarded.")
     ] = False,
-    reason: Annotated[str | None, typer.Option(help="Why, for the record.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the record.")] = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters on the replay topic, to be tried from anew. Tells what it would do; does it with --yes.
 
-    Safe to interrupt and to run again: no record is replayed twice. Exit code 1 if not all that was asked for was done.
+    P:O names single records by partition and offset, like 3:120.
+
+    Safe to interrupt and to run again: no record is replayed twice. Exit code 1 if a named record is left alone, Kafka
+    refuses one, or --yes finds nothing to do.
     """
     from consumer import dlq_views
 
@@ -140,13 +153,14 @@ def replay(
             if as_json:
                 print_json({"dry_run": True} | selection.as_dict())
             else:
-                dlq_views.print_selection(selection, "replayed")
-                say("nothing was done; --yes does it")
+                _tell(selection, wanted, "replayed")
             _leave(places, selection.excluded)
             return
         done = _replay(queue, wanted, by or user_name(), reason, force, rate)
     if as_json:
         print_json({"dry_run": False} | done.as_dict())
+    elif not done.selected and not done.excluded:
+        complain(_no_match(wanted))
     else:
         say(f"{done.published} replayed")
         if done.settled:
@@ -156,14 +170,14 @@ def replay(
     if done.not_reached:
         complain(f"stopped: {done.not_reached} of {done.selected} are left; run the same command again to go on")
         raise typer.Exit(_INTERRUPTED)
-    if done.failed:
+    if done.failed or not done.published + done.settled:
         raise typer.Exit(FOUND_SOMETHING)
     _leave(places, done.excluded)
 
 
 @app.command()
 def discard(
-    reason: Annotated[str, typer.Option(help="Why it shall not be booked, for the record.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it shall not be booked, for the record.")],
     places: Places = None,
     error_code: ErrorCode = None,
     kind: Kind = None,
@@ -181,7 +195,12 @@ def discard(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mark dead letters as not to be booked; nothing is deleted. Tells what it would do; does it with --yes."""
+    """Mark dead letters as not to be booked; nothing is deleted. Tells what it would do; does it with --yes.
+
+    P:O names single records by partition and offset, like 3:120.
+
+    Exit code 1 if a named record is left alone, or --yes finds nothing to do.
+    """
     from consumer import dlq_views
 
     if not reason.strip():
@@ -193,16 +212,19 @@ def discard(
             if as_json:
                 print_json({"dry_run": True} | selection.as_dict())
             else:
-                dlq_views.print_selection(selection, "discarded")
-                say("nothing was done; --yes does it")
+                _tell(selection, wanted, "discarded")
             _leave(places, selection.excluded)
             return
         done = queue.discard(wanted, by=by or user_name(), reason=reason)
     if as_json:
         print_json({"dry_run": False} | done.as_dict())
+    elif not done.discarded and not done.excluded:
+        complain(_no_match(wanted))
     else:
         say(f"{done.discarded} discarded")
         dlq_views.print_reasons("left alone", done.excluded)
+    if not done.discarded:
+        raise typer.Exit(FOUND_SOMETHING)
     _leave(places, done.excluded)
 
 
@@ -286,6 +308,22 @@ def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
         return parse(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: {error}", param_hint=name) from None
+
+
+def _tell(selection: Selection, wanted: Filter, verb: str) -> None:
+    """What would be done."""
+    from consumer import dlq_views
+
+    if not selection.entries and not selection.excluded:
+        say(_no_match(wanted))
+        return
+    dlq_views.print_selection(selection, verb)
+    if selection.entries:
+        say("nothing was done; --yes does it")
+
+
+def _no_match(wanted: Filter) -> str:
+    return f"no {'' if wanted.state == 'all' else f'{wanted.state} '}dead letter matches"
 
 
 def _leave(places: list[str] | None, excluded: object) -> None:

@@ -35,17 +35,21 @@ _MOST_SIDES: Final = 12  # months and clients shown; --json has all
 
 
 def reconcile(
-    since: Annotated[str | None, typer.Option(help="Only what is dated since then: 2025-10-01, UTC.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only what is dated since then: 2025-10-01, UTC.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the differences as CSV.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Differences shown in the report.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Differences shown in the report.")] = 20,
     repair: Annotated[bool, typer.Option("--repair", help="Show what can be mended, ask, and mend it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
     acknowledge: Annotated[
         int | None, typer.Option(metavar="INVOICE_ID", min=1, max=2**31 - 1, help="Accept what differs, as it is.")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="With --acknowledge: why.")] = None,
-    by: Annotated[str | None, typer.Option(help="Who decided; without it, the user of this machine.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="With --acknowledge: why.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who decided; without it, the user of this machine.")
+    ] = None,
 ) -> None:
     """Compare every invoice with the ledger, and the ledger with the invoices. Exit code 1 if something differs."""
     moment = _parse_since(since)
@@ -244,18 +248,19 @@ def _print_report(run: _Run, limit: int) -> None:
         f"Compared {summary.invoices:,} paid or complete invoices{since} with {summary.transactions:,} transactions"
         f" in {seconds:.1f} s."
     )
-    kinds = Table()
-    for name in ("difference", "count", "USD"):
-        kinds.add_column(name, justify="left" if name == "difference" else "right")
-    for kind in KINDS:
-        kinds.add_row(kind, f"{summary.counts[kind]:,}", f"{summary.usd[kind]:,.2f}")
-    out.print(kinds)
+    if found := [kind for kind in KINDS if summary.counts[kind]]:
+        kinds = Table()
+        for name in ("difference", "count", "USD"):
+            kinds.add_column(name, justify="left" if name == "difference" else "right")
+        for kind in found:
+            kinds.add_row(kind, f"{summary.counts[kind]:,}", f"{summary.usd[kind]:,.2f}")
+        out.print(kinds)
     if run.first and limit:
         _print_differences(run, limit)
     months, clients = summary.months, summary.clients
     _print_sides("month", sorted(_pick(sorted(months, reverse=True), months)), months, summary.totals)
     largest = sorted(clients, key=lambda name: -clients[name].invoices)
-    _print_sides("client", _pick(largest, clients), clients, summary.totals)
+    _print_sides("client", sorted(_pick(largest, clients), key=str.casefold), clients, summary.totals)
     for role in summary.not_compared:
         say(f"The {role} was not compared: no column of the mapping file holds it alone.")
     if summary.in_flight:

@@ -76,7 +76,8 @@ class TransactionRow(NamedTuple):
     amount: str | None
     date: str | None
     currency: str | None
-    bearers: str | None = None  # how many rows bear this Identifier
+    bearers: str | None = None  # how many rows bear this Identifier; None for a row that was found by its key alone
+    borne: str | None = None  # what they all amount to, where the column holds numbers
 
     @property
     def usd(self) -> Decimal:
@@ -145,7 +146,7 @@ class Comparison:
                 break
         else:
             return True
-        return not self._differing(invoice, row)
+        return not self._differing(invoice, row, by_day=invoice.adopted is not None)[0]
 
     @staticmethod
     def is_plain_alone(invoice: InvoiceRow) -> bool:
@@ -238,12 +239,23 @@ class Comparison:
         return _difference("missing-transaction", invoice, detail, usd=invoice.usd, repairable=True)
 
     def _duplicate(self, invoice: InvoiceRow, rows: Sequence[TransactionRow], kept: TransactionRow) -> Difference:
-        usd = sum((row.usd for row in rows if row is not kept), Decimal(0))
-        count = max(len(rows), *(int(row.bearers or 0) for row in rows))
-        detail = f"{count} transactions, {sum(map(self.is_ours, rows))} with our mark"
-        return _difference("duplicate-transaction", invoice, detail, *rows, usd=usd)
+        # Of very many only the first are known; the same ones whoever looks, so that they can be acknowledged.
+        known = [row for row in rows if row.bearers is not None or row is kept or row.key == invoice.transaction_id]
+        counted = max(known, key=lambda row: int(row.bearers or 0))
+        count = max(len(known), int(counted.bearers or 0))
+        usd = sum((row.usd for row in known if row is not kept), Decimal(0))
+        if count > len(known) and (total := number(counted.borne)) is not None:
+            usd = total - kept.usd
+        detail = f"{count} transactions, {sum(map(self.is_ours, known))} of the first {len(known)} with our mark"
+        return _difference("duplicate-transaction", invoice, detail, *known, usd=usd)
 
-    def _differing(self, invoice: InvoiceRow, row: TransactionRow) -> list[tuple[Fact, str | None, str | None]]:
+    def _differing(
+        self, invoice: InvoiceRow, row: TransactionRow, *, by_day: bool
+    ) -> tuple[list[tuple[Fact, str | None, str | None]], bool]:
+        """The facts that differ, with what is expected and what stands there; and whether the invoice can be booked.
+
+        `by_day`: times of the same day, UTC, are the same: people write no microseconds into a ledger.
+        """
         booking = Invoice(
             0, None, None, None, None, invoice.amount, invoice.paid_at, None, None, invoice.currency, None, None,
             invoice.last_confirmed_at, None, invoice.payment_currency, None,
@@ -255,19 +267,20 @@ class Comparison:
         }
         raw: dict[str, str | None] = {"amount": invoice.amount, "date": invoice.date, "currency": invoice.currency}
         there = {"amount": row.amount, "date": row.date, "currency": row.currency}
-        found = []
+        found, is_bookable = [], True
         for fact in self.facts:
             try:
                 value = fields[fact.role]()
             except Fault:
                 value = raw[fact.role]  # can never be booked so; that it differs is to be said nevertheless
+                is_bookable = False
             expected = fact.template.render({FIELDS[fact.role]: value})
-            if fact.stored(expected) != fact.stored(there[fact.role]):
+            if not fact.is_same(expected, there[fact.role], by_day=by_day):
                 found.append((fact, expected, there[fact.role]))
-        return found
+        return found, is_bookable
 
     def _facts(self, invoice: InvoiceRow, row: TransactionRow, *, adopted: bool, mendable: bool) -> list[Difference]:
-        differing = self._differing(invoice, row)
+        differing, is_bookable = self._differing(invoice, row, by_day=adopted)
         if not differing:
             return []
         off = abs(invoice.usd - row.usd)
@@ -288,7 +301,7 @@ class Comparison:
         return [
             _difference(
                 kinds[fact.role], invoice, f"column {fact.column}", row, usd=off if fact.role == "amount" else row.usd,
-                expected=expected, found=found, repairable=mendable and fact.is_refreshed,
+                expected=expected, found=found, repairable=mendable and is_bookable and fact.is_refreshed,
             )
             for fact, expected, found in differing
         ]  # fmt: skip
@@ -336,14 +349,14 @@ def _difference(
     fingerprint = None
     if not repairable and identifier is not None:  # for people to decide, so they may also decide to leave it
         values = [
-            # How many bear another Identifier is known only if that was asked for.
+            # How many bear another Identifier, and what they amount to, is known only if that was asked for.
             (
                 row.key,
                 row.identifier,
                 row.amount,
                 row.date,
                 row.currency,
-                row.bearers if row.identifier == identifier else "",
+                (row.bearers, row.borne) if row.identifier == identifier else "",
             )
             for row in sorted(rows, key=lambda row: row.key)
         ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typer.core import TyperGroup
 
 from consumer import logs
 from consumer import settings as settings_module
@@ -28,7 +28,20 @@ out: Final = Console()
 err: Final = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-InvoiceId = Annotated[int, typer.Argument(min=1, max=2**31 - 1, help="Id of the invoice (crypto_invoices.id).")]
+# Hidden: the usage line names an argument, and the list below it would add nothing but Python's name of its type.
+InvoiceId = Annotated[int, typer.Argument(metavar="INVOICE_ID", min=1, max=2**31 - 1, hidden=True)]
+
+
+class Commands(TyperGroup):
+    """The root of the commands; says of a wrong value only what is wrong with it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # the validator's own words
+            raise
 
 
 def load_settings() -> Settings:
@@ -81,12 +94,32 @@ def _plain(value: object) -> object:
     raise TypeError(type(value).__name__)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print these columns of the rows; numbers stand right. Texts may come from anybody: nothing in them acts."""
-    table = Table()
-    for name in columns:
-        right = any(isinstance(row.get(name), int | Decimal) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*(Text("" if row.get(name) is None else printable(row[name])) for name in columns))
-    out.print(table)
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """A name and its value a line; what is None is left out. Texts may come from anybody: nothing in them acts."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        if value is not None:
+            say(f"  {printable(name):{width}}  {printable(_shown(value))}")
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return utc_text(value)
+    return f"{value:,}" if isinstance(value, Decimal) else value
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+    """The heads, and a line for each row, in columns that nothing cuts; those named in `right` stand right."""
+    lines = [heads, *rows]
+    widths = [max(cell_len(line[number]) for line in lines) for number in range(len(heads))]
+
+    def aligned(head: str, text: str, width: int) -> str:
+        blanks = " " * (width - cell_len(text))
+        return blanks + text if head in right else text + blanks
+
+    return [
+        "  ".join(aligned(head, text, width) for head, text, width in zip(heads, line, widths, strict=True)).rstrip()
+        for line in lines
+    ]

@@ -19,6 +19,7 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 
 _MAX_INVOICE_ID: Final = 2**31 - 1
 _MAX_COUNT: Final = 1_000_000  # a header can claim anything, the column is an INTEGER
+_MAX_REPLAYS_CLAIMED: Final = 10_000  # a header that claims more lies
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,7 +68,7 @@ class Letter:
             error_message=_storable(headers.error_message),
             invoice_id=named if named is not None and 0 < named <= _MAX_INVOICE_ID else None,
             attempt=min(max(headers.attempt, 0), _MAX_COUNT),
-            replay_count=min(max(headers.replay_count, 0), _MAX_COUNT),
+            replay_count=headers.replay_count if 0 <= headers.replay_count <= _MAX_REPLAYS_CLAIMED else 0,
             replay_id=headers.replay_id,
             first_failed_at=headers.first_failed_at,
             origin_topic=headers.origin.topic,

@@ -141,7 +141,7 @@ class Summary:
     def add(self, difference: Difference) -> None:
         """Count a difference."""
         self.counts[difference.kind] += 1
-        self.usd[difference.kind] += difference.usd
+        self.usd[difference.kind] += abs(difference.usd)  # or a negative amount would hide another one
         self.repairable[difference.kind] += difference.is_repairable
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from consumer.pipeline import VERSION
 from consumer.topic_reader import TopicReader
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 """What the clocks of two machines that write to one topic may differ."""
 
 
@@ -128,10 +129,10 @@ class DeadLetterTopic:
             times = [letter.dead_lettered_at for letter in found]
             if len(found) < len(firsts) or None in times:
                 return None
-            moment = max(min(at for at in times if at is not None), moment or datetime.fromtimestamp(0, UTC))
+            moment = max(min(at for at in times if at is not None), moment or _EPOCH)
         if moment is None:
             return None
-        starts = self._reader.offsets_at(self._name, moment - CLOCK_SKEW, bounds)
+        starts = self._reader.offsets_at(self._name, max(moment, _EPOCH + CLOCK_SKEW) - CLOCK_SKEW, bounds)
         return {number: min(start, firsts.get(number, start)) for number, start in starts.items()}
 
 

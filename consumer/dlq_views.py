@@ -6,18 +6,19 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Final
 
 import typer
-from rich import box
 from rich.cells import cell_len, set_cell_size
-from rich.table import Table
-from rich.text import Text
 
-from consumer.console import out, say
+from consumer.console import columns, print_facts, say
 from consumer.deadletters import FIELDS, Detail, Entry, Stats
+from consumer.headers import PREFIX
 from consumer.selections import Selection
 from consumer.texts import csv_cell, printable, utc_text
+
+_TRACE: Final = PREFIX + "error-trace"
+_LONGEST_CODE: Final = 32  # any longer one was made by hand
 
 
 def print_csv(entries: Sequence[Entry]) -> None:
@@ -32,47 +33,38 @@ def print_csv(entries: Sequence[Entry]) -> None:
 
 
 def print_entries(entries: Sequence[Entry], *, with_state: bool) -> None:
-    """A table, one line for each; the message gets what the other columns leave of the terminal's width."""
-    rows = [_row(entry, with_state=with_state) for entry in entries]
+    """A line for each, and below it, indented, what became of it and its message."""
     heads = ["at", "since (UTC)", *(["state"] if with_state else []), "invoice", "error"]
-    widths = [max(cell_len(text) for text in column) for column in zip(heads, *(row[:-1] for row in rows), strict=True)]
-    left = max(12, out.width - sum(widths) - 2 * len(heads))
-    table = _table()
-    for head in heads:
-        table.add_column(head, justify="right" if head in ("at", "invoice") else "left", no_wrap=True)
-    table.add_column("message", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row[:-1]), Text(_shortened(row[-1], left)))
-    out.print(table)
+    head, *lines = columns(heads, [_row(entry, with_state=with_state) for entry in entries], right=("at", "invoice"))
+    say(head)
+    for entry, line in zip(entries, lines, strict=True):
+        say(line)
+        message = entry.letter.error_message
+        say(f"    {printable(f'[{entry.note}] {message}' if entry.note else message)}")
 
 
 def _row(entry: Entry, *, with_state: bool) -> list[str]:
-    letter, note = entry.letter, entry.note
+    letter = entry.letter
     return [
         str(entry.place),
-        _minutes(letter.dead_lettered_at),
+        _seconds(letter.dead_lettered_at),
         *([entry.state] if with_state else []),
         "" if letter.invoice_id is None else str(letter.invoice_id),
-        _shortened(printable(letter.error_code or "?"), 24),
-        printable(f"[{note}] {letter.error_message}" if note else letter.error_message),
+        _code(letter.error_code),
     ]
 
 
-def _shortened(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+def _code(text: str) -> str:
+    code = printable(text or "?")
+    return code if cell_len(code) <= _LONGEST_CODE else set_cell_size(code, _LONGEST_CODE - 1).rstrip() + "…"
 
 
 def print_selection(selection: Selection, verb: str) -> None:
     """What would be done, by error code, and what would not and why."""
     if selection.entries:
-        table = _table()
-        table.add_column("error", no_wrap=True, overflow="ellipsis")
-        table.add_column("records", justify="right")
-        table.add_column("oldest (UTC)", no_wrap=True)
-        for group in selection.groups:
-            cells = (printable(group.error_code or "?"), str(group.count), _minutes(group.oldest))
-            table.add_row(*(Text(cell) for cell in cells))
-        out.print(table)
+        rows = [(_code(group.error_code), str(group.count), _seconds(group.oldest)) for group in selection.groups]
+        for line in columns(("error", "records", "oldest (UTC)"), rows, right=("records",)):
+            say(line)
     say(f"{len(selection.entries)} would be {verb}")
     print_reasons("left alone", selection.excluded)
 
@@ -113,11 +105,16 @@ def print_detail(detail: Detail) -> None:
             ("reason", done.reason),
         ]
     say(f"dead letter {entry.place}")
-    _print_facts(facts)
+    print_facts(facts)
     if detail.superseded_by is not None:
         say(f"  superseded: it failed again and stands at {detail.superseded_by} now")
     say("headers")
-    _print_facts(detail.headers)
+    print_facts([(name, value) for name, value in detail.headers if name != _TRACE])
+    for name, value in detail.headers:
+        if name == _TRACE:
+            say(f"  {name}")
+            for line in value.rstrip("\n").split("\n"):
+                say(f"    {printable(line)}")
     say(f"key\n  {'none' if detail.key is None else printable(detail.key)}")
     say(f"payload, {detail.payload_bytes} bytes" + (", the beginning of it" if detail.is_cut else ""))
     for line in ("none" if detail.payload is None else detail.payload).split("\n"):
@@ -126,24 +123,9 @@ def print_detail(detail: Detail) -> None:
     if detail.invoice is None:
         say("  there is none" if letter.invoice_id is not None else "  the record names none")
     else:
-        _print_facts([(name, _plain(value)) for name, value in detail.invoice.items()])
+        print_facts(list(detail.invoice.items()))
     say(f"if replayed now\n  {printable(detail.forecast.text)}")
 
 
-def _print_facts(facts: Sequence[tuple[str, Any]]) -> None:
-    width = max((len(name) for name, _ in facts), default=0)
-    for name, value in facts:
-        if value is not None:
-            say(f"  {printable(name):{width}}  {printable(value)}")
-
-
-def _plain(value: object) -> object:
-    return utc_text(value) if isinstance(value, datetime) else value
-
-
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
-
-
-def _minutes(moment: datetime | None) -> str:
-    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+def _seconds(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"

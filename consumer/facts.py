@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final, Literal, TypeAlias
 
 from consumer.differences import NO_MONTH
@@ -14,6 +15,7 @@ from consumer.templates import Template, parse
 
 Role: TypeAlias = Literal["amount", "date", "currency"]
 FIELDS: Final[Mapping[Role, str]] = {"amount": "amount_usd", "date": "paid_at", "currency": "crypto_currency"}
+_NUMBER: Final = re.compile(r"[+-]?(\d{1,130}(\.\d{0,130})?|\.\d{1,130})([eE][+-]?\d{1,2})?", re.ASCII)
 _NUMBERS: Final = ("numeric", "money", "double precision", "real", "smallint", "integer", "bigint")
 _Stored: TypeAlias = "str | Decimal | float | datetime | None"
 
@@ -28,6 +30,13 @@ class Fact:
     type: str
     is_plain: bool  # the template adds nothing to the field
     is_refreshed: bool  # a repair brings it up to date
+
+    def is_same(self, expected: str | None, found: str | None, *, by_day: bool = False) -> bool:
+        """Whether the column holds what is expected, as far as it can; with `by_day`, times of one day are the same."""
+        one, other = self.stored(expected), self.stored(found)
+        if by_day and isinstance(one, datetime) and isinstance(other, datetime):
+            return one.date() == other.date()
+        return one == other
 
     def stored(self, text: str | None) -> _Stored:
         """The value as the column would hold it, so that equal ones are equal; what cannot be read stays text."""
@@ -103,11 +112,7 @@ def month_of(text: str | None) -> str:
 
 
 def number(text: str | None) -> Decimal | None:
-    """A finite number, or None."""
-    if text is None:
-        return None
-    try:
-        value = Decimal(text.strip())
-    except InvalidOperation:
-        return None
-    return value if value.is_finite() else None
+    """A number as people and PostgreSQL write it, of a sane size; else None."""
+    found = None if text is None else _NUMBER.fullmatch(text.strip())
+    # A text column may hold 1e999999999, which would take a gigabyte to write out.
+    return Decimal(found[0]) if found is not None else None

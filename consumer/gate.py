@@ -17,6 +17,7 @@ from consumer.problems import Problem, of_exception
 from consumer.tokens import LOCAL, Actor, Tokens, bearer, is_loopback
 
 MAX_BODY_BYTES: Final = 64 * 1024
+_BODY_SECONDS: Final = 10
 GUARDED: Final = "/api/"
 """Paths that begin so need a token; /healthz, /readyz and /metrics are open."""
 
@@ -121,7 +122,11 @@ class Gate:
             state["actor"] = self._authenticate(scope)
             if scope["method"] not in _SAFE and not state["actor"].may_act:
                 raise Problem(403, "forbidden", "a viewer's token may only read")
-        return await _read_body(receive, headers.get("content-length", ""))
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                return await _read_body(receive, headers.get("content-length", ""))
+        except TimeoutError:
+            raise Problem(408, "request-too-slow", f"the body took longer than {_BODY_SECONDS} s") from None
 
     def _authenticate(self, scope: Scope) -> Actor:
         presented = bearer(scope["headers"])

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import (
-    Consumer,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    TopicCollection,
-    TopicPartition,
-)
-from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from consumer import broker
 from consumer.faults import Outage
@@ -29,6 +22,7 @@ T = TypeVar("T")
 
 _TIMEOUT: Final = 5.0  # seconds for one question to a broker
 _PEEK: Final = 5.0  # seconds for finding the oldest records
+_RETENTION_SECONDS: Final = 600.0  # for which the topic's retention is taken as known
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +53,11 @@ class _Peek:
 
 
 class Lags:
-    """Asks the brokers. Not thread-safe; opens its clients when needed. Every method raises `Outage`."""
+    """Asks the brokers. Not thread-safe; opens its clients when needed. Every method raises `Outage`.
+
+    Asks with the calls that wait, wherever there is one: the asynchronous ones of the admin client (`describe_…`,
+    `list_…_offsets`) end the process in an assertion of librdkafka when a broker goes away meanwhile.
+    """
 
     def __init__(self, settings: Settings, logger: Any) -> None:
         self._settings = settings
@@ -67,6 +65,7 @@ class Lags:
         self._admin: AdminClient | None = None
         self._consumer: Consumer | None = None
         self._peeks: dict[Key, _Peek] = {}
+        self._retention: tuple[str, float, float] | None = None  # the topic, when it was asked, the answer
 
     def close(self) -> None:
         """Close the clients; the next question opens new ones."""
@@ -105,25 +104,32 @@ class Lags:
     def members(self) -> int:
         """Consumers in the group; 0 when nobody is, or never was."""
         group = self._settings.group_id
-        futures = self._ask(lambda admin: admin.describe_consumer_groups([group], request_timeout=_TIMEOUT))
-        try:
-            description = _result(futures[group])
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:  # newer brokers say so of a group never used
-                return 0
-            raise _outage(error) from error
-        return len(description.members)
+        with warnings.catch_warnings():
+            # Deprecated for calls that are not safe; see above.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found = self._ask(lambda: self._open_admin().list_groups(group, _TIMEOUT))
+        return sum(len(each.members) for each in found if each.id == group)
 
     def bounds(self, topics: Iterable[str]) -> dict[Key, tuple[int, int]]:
         """By partition: the first offset that stands there, and the end of what is committed by its writers."""
         return self._ends(self._partitions(topics))
 
     def retention(self, topic: str) -> float:
-        """Seconds for which the topic keeps a record; infinite for ever, NaN when the broker does not say."""
+        """Seconds for which the topic keeps a record; infinite for ever, NaN when the broker does not say.
+
+        An answer is good for ten minutes.
+        """
+        now = time.monotonic()
+        if self._retention is None or self._retention[0] != topic or now - self._retention[1] > _RETENTION_SECONDS:
+            self._partitions([topic])  # the brokers answer
+            self._retention = topic, now, self._read_retention(topic)
+        return self._retention[2]
+
+    def _read_retention(self, topic: str) -> float:
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        answers = self._ask(lambda admin: admin.describe_configs([resource], request_timeout=_TIMEOUT))
+        answers = self._open_admin().describe_configs([resource], request_timeout=_TIMEOUT)
         try:
-            entry = _result(answers[resource]).get("retention.ms")
+            entry = answers[resource].result(_TIMEOUT + 5).get("retention.ms")
         except KafkaException as error:
             if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 return math.nan
@@ -134,44 +140,25 @@ class Lags:
         return milliseconds / 1000 if milliseconds >= 0 else math.inf
 
     def _partitions(self, topics: Iterable[str]) -> list[Key]:
-        names = list(topics)
-        answers = self._ask(lambda admin: admin.describe_topics(TopicCollection(names), request_timeout=_TIMEOUT))
+        there = self._ask(lambda: self._open().list_topics(timeout=_TIMEOUT)).topics
         keys: list[Key] = []
-        for name in names:
-            try:
-                keys += [(name, partition.id) for partition in _result(answers[name]).partitions]
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise Outage("topics", f"no topic {name}: run `cfo-sync topics create`") from error
-                raise _outage(error) from error
+        for name in topics:
+            if name not in there:
+                raise Outage("topics", f"no topic {name}: run `cfo-sync topics create`")
+            keys += [(name, number) for number in there[name].partitions]
         return keys
 
-    def _ends(self, keys: Sequence[Key]) -> dict[Key, tuple[int, int]]:
-        lows = self._offsets(keys, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        highs = self._offsets(keys, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        return {key: (lows[key], highs[key]) for key in keys}
-
-    def _offsets(self, keys: Sequence[Key], which: OffsetSpec) -> dict[Key, int]:
-        wanted = {TopicPartition(*key): which for key in keys}
-        answers = self._ask(
-            lambda admin: admin.list_offsets(
-                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_TIMEOUT
-            )
-        )
-        try:
-            return {(each.topic, each.partition): _result(answers[each]).offset for each in wanted}
-        except KafkaException as error:
-            raise _outage(error) from error
+    def _ends(self, keys: Iterable[Key]) -> dict[Key, tuple[int, int]]:
+        consumer = self._open()
+        found = {}
+        for key in keys:
+            place = TopicPartition(*key)
+            found[key] = self._ask(lambda place=place: consumer.get_watermark_offsets(place, _TIMEOUT, cached=False))  # type: ignore[misc]
+        return found
 
     def _committed(self, keys: Sequence[Key]) -> dict[Key, int]:
-        """What the group has committed; a negative number where it has not.
-
-        Not asked with `list_consumer_group_offsets`: librdkafka dies of a group whose coordinator is not there yet.
-        """
-        try:
-            found = self._open().committed([TopicPartition(*key) for key in keys], timeout=_TIMEOUT)
-        except KafkaException as error:
-            raise _outage(error) from error
+        """What the group has committed; a negative number where it has not."""
+        found = self._ask(lambda: self._open().committed([TopicPartition(*key) for key in keys], timeout=_TIMEOUT))
         for each in found:
             if each.error is not None:
                 raise Outage("broker", f"Kafka: {each.error.str()}")
@@ -225,17 +212,17 @@ class Lags:
             consumer.unassign()
         return found
 
-    def _ask(self, question: Callable[[AdminClient], T]) -> T:
+    def _open_admin(self) -> AdminClient:
         if self._admin is None:
             self._admin = broker.make_admin(self._settings, self._logger)
+        return self._admin
+
+    @staticmethod
+    def _ask(question: Callable[[], T]) -> T:
         try:
-            return question(self._admin)
+            return question()
         except KafkaException as error:
             raise _outage(error) from error
-
-
-def _result(future: Future[Any]) -> Any:
-    return future.result(_TIMEOUT + 5)
 
 
 def _outage(error: KafkaException) -> Outage:

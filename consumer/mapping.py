@@ -211,7 +211,7 @@ def load(path: Path | None = None) -> Mapping:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
     except OSError as error:
-        raise MappingError(f"mapping file {path}: {error.strerror}") from error
+        raise MappingError(f"mapping file {path}: {error.strerror} (named by CFO_SYNC_MAPPING_FILE)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MappingError(f"mapping file {path}: not TOML: {error}") from error
     try:
@@ -222,4 +222,7 @@ def load(path: Path | None = None) -> Mapping:
 
 def _lines(error: ValidationError) -> list[str]:
     found: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False, include_context=False)]
-    return [f"{'.'.join(str(part) for part in item['loc']) or 'the whole'}: {item['msg']}" for item in found]
+    return [
+        f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in found
+    ]

@@ -32,6 +32,7 @@ TITLES: Final[Mapping[str, str]] = {
     "not-found": "There is no such path",
     "method-not-allowed": "The path does not have this method",
     "request-too-large": "The request is too large",
+    "request-too-slow": "The request took too long to arrive",
     "validation": "The request is not valid",
     "invoice-unknown": "There is no such invoice",
     "not-paid": "The invoice is not paid",

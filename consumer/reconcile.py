@@ -225,7 +225,9 @@ class _Tally:
         if self._since is None:
             return True
         moment = moment_of(row.date)
-        return moment is None or moment >= self._since
+        if moment is None or moment >= self._since:
+            return True
+        return row.date is not None and len(row.date) == len("2025-10-22") and moment.date() == self._since.date()
 
 
 def _owner(owed: list[InvoiceRow], row: TransactionRow) -> InvoiceRow | None:

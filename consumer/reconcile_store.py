@@ -174,15 +174,15 @@ class LedgerQueries:
         if self._key_type == "bigint":
             row_keys = [key for key in row_keys if _bigint(key) is not None]
         bearing = sql.SQL(
-            "SELECT k, identifier, source, marked, amount, date, currency, bearers::text FROM (SELECT {},"
-            " count(*) OVER (PARTITION BY {}) AS bearers,"
+            "SELECT k, identifier, source, marked, amount, date, currency, bearers::text, borne::text FROM (SELECT {},"
+            " count(*) OVER (PARTITION BY {}) AS bearers, {} AS borne,"
             " row_number() OVER (PARTITION BY {} ORDER BY {} DESC, {}) AS place"
             " FROM {} WHERE {} = ANY({}::text[])) q WHERE place <= {}"
         ).format(
-            self._columns, self._identifier, self._identifier, self._has_prefix(), self._key, self._table,
-            self._identifier, sql.Literal(text_array(keys)), sql.Literal(_SHOWN),
+            self._columns, self._identifier, self._borne(), self._identifier, self._has_prefix(), self._key,
+            self._table, self._identifier, sql.Literal(text_array(keys)), sql.Literal(_SHOWN),
         )  # fmt: skip
-        by_key = sql.SQL("SELECT {}, NULL::text FROM {} WHERE {} = ANY({}::{}[])").format(
+        by_key = sql.SQL("SELECT {}, NULL::text, NULL::text FROM {} WHERE {} = ANY({}::{}[])").format(
             self._columns, self._table, self._key, sql.Literal(text_array(row_keys)), sql.SQL(self._key_type)
         )
         found: dict[str, TransactionRow] = {}
@@ -198,6 +198,13 @@ class LedgerQueries:
         # As money is written depends on the server's locale.
         cast = "numeric::text" if role == "amount" and is_number_type(fact.type) else "text"
         return sql.SQL("{}::{}").format(_name(fact.column), sql.SQL(cast))
+
+    def _borne(self) -> sql.Composable:
+        """What all rows of an Identifier amount to."""
+        fact = self._facts.get("amount")
+        if fact is None or not is_number_type(fact.type):
+            return sql.SQL("NULL::text")
+        return sql.SQL("sum({}::numeric) OVER (PARTITION BY {})").format(_name(fact.column), self._identifier)
 
     def _has_prefix(self) -> sql.Composable:
         """Whether a row may be ours, by the words that every mark of ours begins with."""
@@ -220,7 +227,8 @@ class LedgerQueries:
         fact = self._facts.get("date")
         if since is None or fact is None or not fact.type.startswith(("date", "timestamp")):
             return sql.SQL("true")  # a time that is text: `reconcile` looks at it
-        moment = sql.Literal(naive(since))
+        # A day without a time belongs to the day, whatever time of it was asked for.
+        moment = sql.Literal(naive(since) if fact.type.startswith("timestamp") else since.astimezone(UTC).date())
         return sql.SQL("({} IS NULL OR {} >= {})").format(_name(fact.column), _name(fact.column), moment)
 
 

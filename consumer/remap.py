@@ -41,8 +41,11 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
     cannot be remapped, naming what to do instead, and the errors of `Databases`.
     """
     columns = _columns(target, wanted)
-    store.lock_invoice(invoices, wanted.invoice_id)
+    _, entity = columns["entity"]
+    is_there = store.lock_invoice(invoices, wanted.invoice_id)
     mapping = store.read_booking(invoices, wanted.invoice_id)
+    if mapping is None and not is_there:
+        raise RecordFault("invoice-unknown", f"there is no invoice {wanted.invoice_id}")
     if mapping is None:
         raise RecordFault("not-booked", f"invoice {wanted.invoice_id} is not booked: there is nothing to remap")
     if mapping.adopted:
@@ -55,11 +58,11 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
         before = ledger.judge(cfo, row.key, dict(columns.values()))
     old = {name: before[column] for name, (column, _) in columns.items()}
     new = {name: value for name, (_, value) in columns.items()}
-    if old != new or mapping.entity != wanted.entity:
+    if old != new or mapping.entity != entity:
         # After a crash between the two commits only the mapping row still knows the old entity.
         told = old if old != new else old | {"entity": mapping.entity}
         change = {"action": "remap", "by": wanted.by, "old": told, "new": new}
-        store.remap(invoices, wanted.invoice_id, wanted.entity)
+        store.remap(invoices, wanted.invoice_id, entity)
         payload, done = msgspec.json.encode(change).decode(), msgspec.json.encode({"old": told, "new": new}).decode()
         store.append_log(
             invoices, [LogRow(wanted.invoice_id, "synced", mapping.cfo_transaction_id, None, payload, None)]

@@ -113,8 +113,11 @@ class CFOSyncService:
 
         Gives the guide's fields (`success`, `invoice_id`, `cfo_transaction_id`, `sync_status`, `sync_timestamp`), and
         `error` and `error_code` when `success` is false. `force_retry` tries again an invoice whose retries are used
-        up, and starts its count anew. Raises `Outage` when a database cannot be used.
+        up, and starts its count anew. Raises `Outage` when a database cannot be used, `TypeError` for an id that is no
+        number.
         """
+        if not isinstance(invoice_id, int):
+            raise TypeError(f"invoice_id is {invoice_id!r}, must be a whole number: crypto_invoices.id")
         before = self.status(invoice_id)
         if before is None:
             return _refusal(invoice_id, None, RecordFault("invoice-unknown", f"there is no invoice {invoice_id}"))

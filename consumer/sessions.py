@@ -174,7 +174,7 @@ class Session:
             )
         except psycopg.Error as error:
             # libpq gives no SQLSTATE for a connection that was refused: only its text tells.
-            text = str(error).strip()[:500]
+            text = " ".join(str(error).split())[:500]
             reason = "login" if any(sign in text for sign in _LOGIN_REFUSED) else "unreachable"
             raise Outage(reason, f"{self.database}: {text}") from error
         settings = {

@@ -139,7 +139,8 @@ def load(**overrides: Any) -> Settings:
         lines = []
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             name = PREFIX + str(item["loc"][0]).upper()
-            lines.append(
-                f"{name}: {'is not set' if item['type'] == 'missing' else item['msg'].removeprefix('Value error, ')}"
-            )
+            what = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "missing":  # only a DSN can be
+                what = f"is not set: write {name}=postgresql://user:password@host/dbname into the environment or ./.env"
+            lines.append(f"{name}: {what}")
         raise SettingsError("\n".join(lines)) from None

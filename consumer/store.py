@@ -261,9 +261,10 @@ def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
     )
 
 
-def lock_invoice(connection: Connection, invoice_id: int) -> None:
-    """Wait for the invoice's row and hold it until the transaction ends, as a booking does."""
-    connection.execute("SELECT FROM crypto_invoices WHERE id = %s FOR NO KEY UPDATE", (invoice_id,))
+def lock_invoice(connection: Connection, invoice_id: int) -> bool:
+    """Wait for the invoice's row and hold it until the transaction ends, as a booking does; whether it is there."""
+    row = connection.execute("SELECT FROM crypto_invoices WHERE id = %s FOR NO KEY UPDATE", (invoice_id,)).fetchone()
+    return row is not None
 
 
 def read_booking(connection: Connection, invoice_id: int) -> Booking | None:
@@ -283,6 +284,19 @@ def remap(connection: Connection, invoice_id: int, entity: str) -> None:
         " WHERE invoice_id = %s",
         (entity, invoice_id),
     )
+
+
+def read_remaps(connection: Connection, invoice_ids: Sequence[int]) -> dict[int, dict[str, str]]:
+    """What people last decided about these invoices, by invoice: `entity`, `business_unit`, or both."""
+    rows = connection.execute(
+        "SELECT invoice_id, details -> 'new' FROM cfo_sync_actions"
+        " WHERE action = 'remap' AND invoice_id = ANY(%s::integer[]) ORDER BY id",
+        (number_array(invoice_ids),),
+    ).fetchall()
+    decided: dict[int, dict[str, str]] = {}
+    for invoice_id, new in rows:
+        decided.setdefault(invoice_id, {}).update(new)
+    return decided
 
 
 def append_action(
@@ -352,6 +366,14 @@ def count_pending(connection: Connection) -> int:
     """How many invoices the pending view shows."""
     row = connection.execute("SELECT count(*) FROM v_crypto_invoices_pending_sync").fetchone()
     return int(row[0]) if row else 0
+
+
+def count_pending_by_status(connection: Connection) -> dict[str, int]:
+    """How many invoices the pending view shows, by sync status, in the statuses' order."""
+    rows = connection.execute(
+        "SELECT sync_status, count(*) FROM v_crypto_invoices_pending_sync GROUP BY sync_status ORDER BY sync_status"
+    ).fetchall()
+    return {str(status): int(count) for status, count in rows}
 
 
 # Ours among the advisory locks with two keys; see `ledger` for the other.

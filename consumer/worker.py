@@ -113,6 +113,7 @@ class Worker:
 
     def _step(self) -> None:
         self._health.beat()
+        self._publisher.serve()
         if self._broker_asked_at is not None:
             self._ask_for_broker(self._broker_asked_at)
         self._partitions.unpark(paused=self._hold is not None)
@@ -317,10 +318,12 @@ class Worker:
     def _broker_failed(self, error: KafkaError) -> None:
         """librdkafka goes on trying by itself; here it is only told."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._broker_asked_at is None:
-            _LOG.error("no broker answers", detail=error.str())
+            # Its own words count bootstrap addresses among the brokers: "0/2 brokers are down".
+            detail = f"no broker of {self._settings.kafka_bootstrap_servers} answers"
+            _LOG.error("no broker answers", detail=detail)
             self._broker_asked_at = self._monotonic()
             self._metrics.hold.labels("broker").set(1)
-            self._health.broker(Outage("broker", error.str()))
+            self._health.broker(Outage("broker", detail))
 
     def _ask_for_broker(self, asked_at: float) -> None:
         if self._monotonic() - asked_at < _ASK_BROKER_SECONDS:

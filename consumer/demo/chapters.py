@@ -114,7 +114,7 @@ def _fail(stage: Stage, bill: Bill) -> None:
         lambda: _first(stage.tape.dead_letters(), bill),
     )
     record, carried = letter.record, letter.carried
-    stage.see(f"{record.topic}, partition {record.partition}, offset {record.offset}:")
+    stage.see(f"{record.topic}, at {record.partition}:{record.offset}")
     stage.see(f"  cfo-sync.error-code: {carried.error_code}")
     stage.see(f"  cfo-sync.error-message: {carried.error_message}")
     stage.see(f"  cfo-sync.invoice-id: {carried.invoice_id}")

@@ -98,7 +98,7 @@ def _dead_letters(stage: Stage) -> Table:
     for each in of_this_run(stage, stage.tape.dead_letters()):
         table.add_row(
             each.record.topic,
-            f"{each.record.partition}/{each.record.offset}",
+            f"{each.record.partition}:{each.record.offset}",
             _number(stage, each),
             each.carried.error_code,
             each.carried.error_message,

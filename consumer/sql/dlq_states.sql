@@ -1,6 +1,6 @@
 -- How failures stand: what was done about each (NULLs: nothing), and under which transaction its invoice is booked
 -- (not booked: it never was, or not any more and not since the record was written). The log is read once for all
--- invoices, however many letters they have.
+-- invoices, however many letters they have; a remap stands there too, and books nothing.
 SELECT
     v.failure_id,
     d.state,
@@ -22,5 +22,6 @@ LEFT JOIN (
     SELECT invoice_id, max(sync_attempt_timestamp) AS last_at
     FROM crypto_cfo_sync_log
     WHERE invoice_id = ANY(%(invoice_ids)s::integer[]) AND sync_status = 'synced'
+        AND request_payload ->> 'action' IS NULL
     GROUP BY invoice_id
 ) l ON l.invoice_id = v.invoice_id AND l.last_at > v.written_at

@@ -17,6 +17,6 @@ FROM (
         SELECT s.sync_timestamp, extract(epoch FROM (s.sync_timestamp - i.paid_at)) AS lag
         FROM crypto_invoice_cfo_sync AS s
         JOIN crypto_invoices AS i ON s.invoice_id = i.id
-        WHERE s.sync_timestamp > now() - INTERVAL '24 hours'
+        WHERE s.sync_timestamp > now() - INTERVAL '24 hours' AND isfinite(i.paid_at)
     ) AS booked
 ) AS lags

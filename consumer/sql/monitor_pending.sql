@@ -1,5 +1,6 @@
 -- What waits. The count is the guide's "Pending Syncs". Ages are of paid invoices only: one that was given up and then
--- cancelled is for people to look at, not revenue that is missing. The casts turn any kind of timestamp into UTC.
+-- cancelled is for people to look at, not revenue that is missing. One that nothing dates is as old as its last change.
+-- The casts turn any kind of timestamp into UTC.
 SELECT
     count(*) AS pending,
     count(*) FILTER (WHERE sync_status = 'failed' AND retry_count >= 3) AS used_up,
@@ -9,11 +10,14 @@ SELECT
     extract(epoch FROM now() AT TIME ZONE 'UTC' - min(since) FILTER (WHERE sync_status = 'failed'))::float8
 FROM (
     SELECT
-        sync_status,
-        retry_count,
+        v.sync_status,
+        v.retry_count,
         CASE
-            WHEN lower(invoice_status) = 'paid' AND isfinite(coalesce(paid_at::timestamp, confirmed_at::timestamp))
-                THEN coalesce(paid_at::timestamp, confirmed_at::timestamp)
+            WHEN lower(v.invoice_status) = 'paid' AND isfinite(d.since) THEN d.since
         END AS since
-    FROM v_crypto_invoices_pending_sync
+    FROM v_crypto_invoices_pending_sync AS v
+    JOIN crypto_invoices AS i ON i.id = v.invoice_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(v.paid_at::timestamp, v.confirmed_at::timestamp, i.updated_at, i.created_at) AS since
+    ) AS d
 ) AS waiting

@@ -48,7 +48,9 @@ def up() -> int:
         prepare(stack)
         file = stack.write_environment()
     _show(stack)
-    print(f"ready after {time.monotonic() - began:.0f} s. Settings: {file.relative_to(REPOSITORY)}, logs: .local/logs")
+    settings = file.relative_to(REPOSITORY)
+    print(f"ready after {time.monotonic() - began:.0f} s. Settings: {settings}, logs: .local/logs")
+    print(f"use it: set -a; . {settings}; set +a; .venv/bin/cfo-sync check")
     return 0
 
 
@@ -61,11 +63,12 @@ def down() -> int:
 
 
 def status() -> int:
-    """Show what runs; 1 if something does not."""
+    """Show what runs. To look is no failure: 0 also when nothing does."""
     if not _FOLDER.exists():
-        print("there is no stack here: make up")
-        return 1
-    return 0 if _show(Stack(_FOLDER, detached=True)) else 1
+        print("not running: there is no stack here; make up starts one")
+    elif not _show(Stack(_FOLDER, detached=True)):
+        print("not running, or not all of it; make up starts it")
+    return 0
 
 
 def clean() -> int:

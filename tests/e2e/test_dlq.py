@@ -499,6 +499,7 @@ def test_a_narrow_filter_finds_what_reading_everything_finds(desk: Desk) -> None
     first = min(entry.offset for entry in everything if entry.partition == one.partition)
     for wanted in (
         Filter(since=middle),
+        Filter(since=datetime.min.replace(tzinfo=UTC)),
         Filter(places=frozenset([one.place])),
         Filter(partition=one.partition, first_offset=first, last_offset=first + 1),
         Filter(partition=99, first_offset=0),

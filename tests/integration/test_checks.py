@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from consumer import checks, topics
+from consumer import checks, reconcile, topics
 from consumer.checks import Finding, check
 from consumer.outcomes import Booked
 from consumer.service import CFOSyncService
@@ -49,8 +49,10 @@ def test_a_prepared_installation_has_nothing_to_mend(settings: Settings) -> None
                  "unique key on transactions.identifier"):  # fmt: skip
         assert findings[what].good
     assert ("CFO database" in findings) == (settings.cfo_dsn is not None)
+    assert findings["view v_crypto_invoices_pending_sync"].good
     for each in findings.values():
         assert set(each.as_dict()) == {"what", "good", "found", "fix"}
+        assert not each.good or not each.fix
 
 
 def test_no_password_is_shown(two_databases: Settings) -> None:
@@ -174,6 +176,11 @@ def test_a_role_that_is_granted_exactly_what_check_asks_for_can_sync(
         assert all(isinstance(each, Booked) for each in outcomes.values())
         assert service.sync_invoice_to_cfo(wrong)["error_code"] == "amount-missing"
         assert service.pending()[0] == 1
+        assert service.remap(new, entity="Another", business_unit="Unit", by="clerk")["success"]
+        rules = service.rules
+    invoices.update(again, status="cancelled")
+    assert reconcile.acknowledge(clerk, rules, again, reason="known", by="clerk")
+    assert reconcile.run_scheduled(clerk, rules) is not None
 
 
 def test_a_role_that_may_not_see_the_migrations_is_not_told_to_apply_them(clerk: Settings, settings: Settings) -> None:

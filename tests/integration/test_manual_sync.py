@@ -180,3 +180,9 @@ def test_a_date_that_python_does_not_know_hides_no_pending_invoice(
     invoices.update(strange, paid_at=paid_at)
     _, rows = service.pending()
     assert [(row["invoice_id"], row["paid_at"] is None) for row in rows] == [(strange, True), (plain, False)]
+
+
+@pytest.mark.parametrize("invoice_id", ["1", "x", 1.0, None])
+def test_an_id_that_is_no_number_is_the_callers_mistake_and_no_outage(service: CFOSyncService, invoice_id: Any) -> None:
+    with pytest.raises(TypeError, match="must be a whole number"):
+        service.sync_invoice_to_cfo(invoice_id)

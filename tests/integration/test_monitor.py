@@ -179,6 +179,17 @@ def test_the_oldest_unbooked_invoice_is_aged_by_status(
     assert watch.value("cfo_sync_pending_invoices") == 5
 
 
+def test_an_infinite_date_of_one_invoice_hides_no_lag(
+    watch: Watch, service: CFOSyncService, invoices: InvoiceSystem
+) -> None:
+    strange, plain = invoices.paid_invoice(), invoices.paid_invoice()
+    service.sync(dict.fromkeys((strange, plain), 0))
+    invoices.update(strange, paid_at="-infinity")
+    watch.look()
+    assert 0 <= watch.value("cfo_sync_average_lag_seconds") < 3600
+    assert 0 <= watch.value("cfo_sync_recent_lag_seconds") < 3600
+
+
 def test_nothing_to_take_a_rate_of_is_not_a_number(watch: Watch) -> None:
     watch.look()
     assert math.isnan(watch.value("cfo_sync_average_lag_seconds"))

@@ -319,14 +319,33 @@ def test_several_facts_of_one_invoice_are_a_difference_each(one: Books) -> None:
     assert one.run().agrees
 
 
-def test_an_amount_that_can_never_be_booked_differs_and_the_repair_says_why(one: Books) -> None:
+def test_an_amount_that_can_never_be_booked_differs_and_no_repair_is_offered(one: Books) -> None:
     invoice_id = one.booked("A-1")
     one.invoices.update(invoice_id, amount_usd="-5.00")
     assert (one.one().kind, one.kept[0].usd) == ("amount-differs", Decimal("105.00"))
-    repaired = one.repair()
+    assert not one.kept[0].is_repairable
+    # Asked for all the same, it says why, and what is booked stays booked.
+    repaired = one.repair([invoice_id])
     assert repaired.counts["failed"] == 1
     assert repaired.faults == [(invoice_id, "amount-not-positive: amount_usd is -5.00, must be above 0")]
     assert one.ledger.of("A-1")[0]["amount"] == Decimal("100.00")
+    sync = one.invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["sync_status"] == "synced"
+    assert one.service.pending() == (0, [])
+    assert [each[0] for each in one.found()] == ["amount-differs"]
+
+
+def test_very_many_duplicates_are_summed_and_can_be_acknowledged(one: Books) -> None:
+    invoice_id = one.booked("A-1")
+    for _ in range(130):
+        one.theirs("A-1")
+    assert (one.one().kind, one.kept[0].usd) == ("duplicate-transaction", Decimal("13000.00"))
+    [accepted] = reconcile.acknowledge(one.settings, one.rules, invoice_id, reason="known", by="clerk")
+    assert (accepted.usd, accepted.fingerprint) == (one.kept[0].usd, one.kept[0].fingerprint)
+    assert one.run().acknowledged == 1
+    one.ledger.execute("UPDATE transactions SET amount = 1 WHERE id = (SELECT max(id) FROM transactions)")
+    assert one.one().kind == "duplicate-transaction"  # another amount, though not among the first
 
 
 def test_a_repair_changes_no_judgement(one: Books) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from consumer import mapping
+from consumer import dlq_store, mapping
+from consumer.deadletters import Letter, Place
 from consumer.faults import Outage
+from consumer.headers import Origin, first_failure
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import booked, invoice_dsn, ledger_dsn, relent, sabotage, write_mapping
@@ -102,7 +105,7 @@ def test_what_is_not_booked_or_not_ours_is_refused(
 ) -> None:
     waiting = invoices.paid_invoice()
     assert service.remap(waiting, entity=NEW, by="ana")["error_code"] == "not-booked"
-    assert service.remap(4711, entity=NEW, by="ana")["error_code"] == "not-booked"
+    assert service.remap(4711, entity=NEW, by="ana")["error_code"] == "invoice-unknown"
     foreign = invoices.paid_invoice(invoice_number="BY-HAND-1")
     ledger.insert(("identifier", "amount", "date", "source_file"), "BY-HAND-1", "100.00", "2025-10-22", "bank.csv")
     assert service.sync_invoice_to_cfo(foreign)["success"]
@@ -180,3 +183,65 @@ def test_an_outage_is_raised(settings: Settings, service: CFOSyncService, invoic
     service.close()
     with pytest.raises(Outage, match="schema"):
         service.remap(invoice_id, entity=NEW, by="ana")
+
+
+def test_blanks_around_an_entity_are_nobodys_decision(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    service.remap(invoice_id, entity=f" {NEW} ", by="ana")
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["entity_mapped"] == booked(invoices, ledger, invoice_id)["classified_entity"] == NEW
+    logged = len(invoices.log(invoice_id))
+    service.remap(invoice_id, entity=NEW, by="ana")
+    assert len(invoices.log(invoice_id)) == logged
+
+
+def test_a_remap_books_nothing_and_ends_no_dead_letter(
+    service: CFOSyncService, settings: Settings, invoices: InvoiceSystem
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    invoices.update(invoice_id, status="paid", amount_usd="250.00")
+    written = datetime.now(UTC) - timedelta(milliseconds=50)
+    origin = Origin("source", 0, 1, 1)
+    carried = first_failure(origin, attempt=0, now=written, version="")
+    letter = Letter.of(Place(0, 1), int(datetime.now(UTC).timestamp() * 1000) - 1, carried, invoice_id)
+    service.remap(invoice_id, entity=NEW, by="ana")
+    assert service.read(lambda connection: dlq_store.judge(connection, [letter]))[0].state == "open"
+    service.sync_invoice_to_cfo(invoice_id)
+    assert service.read(lambda connection: dlq_store.judge(connection, [letter]))[0].state == "resolved"
+
+
+def test_a_transaction_that_is_booked_again_keeps_what_people_decided(
+    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    invoice_id, other = invoices.paid_invoice(), invoices.paid_invoice()
+    for each in (invoice_id, other):
+        service.sync_invoice_to_cfo(each)
+    service.remap(invoice_id, entity="First", business_unit="Unit", by="ana")
+    service.remap(invoice_id, entity=NEW, by="ana")
+    ledger.execute("DELETE FROM transactions")
+    service.sync({invoice_id: 0, other: 0}, repair=True)
+    again = booked(invoices, ledger, invoice_id)
+    assert (again["classified_entity"], again["business_unit"]) == (NEW, "Unit")
+    sync = invoices.sync_row(invoice_id)
+    assert sync is not None
+    assert sync["entity_mapped"] == NEW
+    assert booked(invoices, ledger, other)["classified_entity"] == OLD
+
+
+def test_the_log_of_a_later_booking_tells_only_the_facts_that_were_sent(
+    service: CFOSyncService, invoices: InvoiceSystem
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    service.sync_invoice_to_cfo(invoice_id)
+    service.remap(invoice_id, entity=NEW, by="ana")
+    invoices.update(invoice_id, status="paid", amount_usd="222.22")
+    service.sync_invoice_to_cfo(invoice_id)
+    entry = invoices.log(invoice_id)[-1]
+    assert entry["response_data"]["result"] == "refreshed"
+    assert set(entry["request_payload"]) == {"date", "description", "amount", "currency"}
+    assert entry["request_payload"]["amount"] == "222.22"

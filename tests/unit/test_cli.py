@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import structlog
 
-from consumer import cli
+from consumer import checks, cli, invoice_views
+from consumer.mapping import DEFAULT_FILE
 from consumer.settings import PREFIX, Settings
 
 # Nobody listens on port 1: connections are refused at once.
@@ -90,6 +94,10 @@ def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ["pending", "--after", "-1"],
         ["topics", "create", "--partitions", "0"],
         ["topics", "delete"],
+        ["remap", "2"],
+        ["remap", "2", "--entity", ""],
+        ["remap", "2", "--entity", " "],
+        ["remap", "2", "--entity", "Delta", "--business-unit", ""],
     ],
     ids=" ".join,
 )
@@ -110,7 +118,10 @@ def test_missing_settings_are_exit_code_2_and_named(
 ) -> None:
     assert call(monkeypatch, *arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err == "cfo-sync: CFO_SYNC_INVOICE_DSN: is not set\n"
+    assert captured.err == (
+        "cfo-sync: CFO_SYNC_INVOICE_DSN: is not set:"
+        " write CFO_SYNC_INVOICE_DSN=postgresql://user:password@host/dbname into the environment or ./.env\n"
+    )
     assert captured.out == ""
 
 
@@ -140,6 +151,136 @@ def test_a_wrong_mapping_file_is_exit_code_2_and_named(
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith(f"cfo-sync: mapping file {path}: ") for line in lines)
     assert {line.split(": ")[2] for line in lines} == {"other", "default", "target"}
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_missing_mapping_file_is_named_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(PREFIX + "MAPPING_FILE", str(tmp_path / "none.toml"))
+    assert call(monkeypatch, "pending") == 2
+    assert "CFO_SYNC_MAPPING_FILE" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_what_is_wrong_with_a_mapping_file_is_told_without_the_validators_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(DEFAULT_FILE.read_text().replace('table = "transactions"', 'table = "a.b.c"'))
+    monkeypatch.setenv(PREFIX + "MAPPING_FILE", str(path))
+    assert call(monkeypatch, "pending") == 2
+    assert capsys.readouterr().err == f"cfo-sync: mapping file {path}: target.table: write table or schema.table\n"
+
+
+def test_a_wrong_choice_is_told_without_the_validators_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "dlq", "list", "--kind", "odd") == 2
+    told = capsys.readouterr().err
+    assert "'odd' is not one of" in told
+    assert "Value error" not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "takes"),
+    [
+        (["sync"], "INVOICE_ID"),
+        (["pending"], "--limit N"),
+        (["remap"], "--entity NAME"),
+        (["reconcile"], "--since TIME"),
+        (["topics", "create"], "--partitions N"),
+        (["dlq", "list"], "--error-code CODE"),
+        (["dlq", "show"], "P:O"),
+        (["dlq", "replay"], "--invoice INVOICE_ID"),
+        (["dlq", "discard"], "--reason TEXT"),
+    ],
+)
+def test_help_says_what_is_to_be_written_and_no_python_types(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], takes: str
+) -> None:
+    call(monkeypatch, *command, "--help")
+    told = capsys.readouterr().out
+    assert takes in told
+    assert re.findall(r"<[a-z\[\] ]+>", told) == []
+
+
+PENDING = {
+    "invoice_id": 2**31 - 1,
+    "invoice_number": "DPY-2025-10-0001",
+    "client_name": "A client whose name is far too long for a terminal",
+    "amount_usd": Decimal("1234567.89"),
+    "paid_at": datetime(2025, 10, 22, 14, 0, 7, 123456, tzinfo=UTC),
+    "sync_status": "retry",
+    "retry_count": 1,
+    "sync_error": "row-locked: \x1b[2Jsomebody holds it",
+}
+
+
+def test_pending_cuts_nothing_but_a_clients_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    other = PENDING | {"invoice_id": 7, "amount_usd": None, "paid_at": None, "sync_status": "pending",
+                       "retry_count": 0, "sync_error": None, "invoice_number": "N" * 80}  # fmt: skip
+    invoice_views.print_pending([PENDING], {"retry": 1}, after=0)
+    head, row, error, count = capsys.readouterr().out.splitlines()
+    assert head.split() == ["invoice", "number", "USD", "status", "paid", "(UTC)", "client"]
+    assert row.startswith("2147483647  DPY-2025-10-0001  1,234,567.89  retry 1  2025-10-22 14:00:07  A cli…")
+    assert len(row) == 80
+    assert error == "    row-locked: \\x1b[2Jsomebody holds it"
+    assert count == "1 not booked: 1 retry"
+    invoice_views.print_pending([PENDING, other], {"pending": 1, "retry": 1}, after=0)
+    assert "         7  " + "N" * 80 + " " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shown", "counts", "after", "expected"),
+    [
+        (0, {}, 0, "0 not booked"),
+        (2, {"failed": 1, "retry": 1}, 0, "2 not booked: 1 failed, 1 retry"),
+        (1, {"failed": 1200, "retry": 1}, 0, "1 shown of 1,201 not booked: 1,200 failed, 1 retry"),
+        (0, {"failed": 1}, 9, "none after invoice 9; 1 not booked: 1 failed"),
+        (0, {}, 9, "none after invoice 9; 0 not booked"),
+    ],
+)
+def test_pending_says_how_many_there_are_in_all(
+    capsys: pytest.CaptureFixture[str], shown: int, counts: dict[str, int], after: int, expected: str
+) -> None:
+    invoice_views.print_pending([PENDING] * shown, counts, after=after)
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_status_is_a_line_for_each_field(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    row = {
+        "invoice_number": "DPY-2025-10-0001", "sync_status": None, "cfo_transaction_id": None, "adopted": False,
+        "retry_count": 0, "sync_timestamp": PENDING["paid_at"], "sync_error": "e" * 100 + "\n[red]",
+    }  # fmt: skip
+    invoice_views.print_status(row)
+    assert capsys.readouterr().out.splitlines() == [
+        "  invoice_number      DPY-2025-10-0001",
+        "  sync_status         none",
+        "  adopted             no",
+        "  retry_count         0",
+        "  sync_timestamp      2025-10-22T14:00:07Z",
+        "  sync_error          " + "e" * 100 + "\\n[red]",
+    ]
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_check_wraps_nothing_and_a_database_that_is_down_is_something_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(checks, "_check_topics", lambda *_: iter(()))
+    path = tmp_path / ("long" * 20 + ".toml")
+    path.write_bytes(DEFAULT_FILE.read_bytes())
+    monkeypatch.setenv(PREFIX + "MAPPING_FILE", str(path))
+    assert call(monkeypatch, "check") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"ok   mapping file: {path}"
+    assert lines[-1].startswith("     fix: start it, or")
 
 
 @pytest.mark.usefixtures("unreachable")

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from rich.cells import cell_len
 
-from consumer import cli, console, deadletters, dlq_arguments, dlq_views
+from consumer import cli, cli_dlq, console, deadletters, dlq_arguments, dlq_views
 from consumer.deadletters import (
     FIELDS,
     Detail,
@@ -28,7 +28,7 @@ from consumer.deadletters import (
     newest,
 )
 from consumer.headers import Origin, first_failure
-from consumer.selections import Selection, select_for_discard, select_for_replay
+from consumer.selections import Discarded, Replayed, Selection, select_for_discard, select_for_replay
 
 NOW = datetime(2025, 10, 1, 12, tzinfo=UTC)
 
@@ -224,7 +224,7 @@ def test_a_letter_holds_what_the_tables_can_hold_whatever_the_headers_claim() ->
     )
     found = Letter.of(Place(0, 0), -1, wild, None)
     assert (found.failure_id, found.error_code) == ("a�b", "x�")
-    assert (found.invoice_id, found.replay_count, found.attempt) == (None, 1_000_000, 0)
+    assert (found.invoice_id, found.replay_count, found.attempt) == (None, 0, 0)
     assert found.dead_lettered_at is None
     assert Letter.of(Place(0, 0), 10**17, wild, None).dead_lettered_at is None, "a year that Python cannot hold"
 
@@ -334,10 +334,90 @@ def test_csv_holds_no_formula(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ",".join(FIELDS) + "\n"
 
 
-def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_has_the_message_on_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = Entry(letter("11:123456789", error_message="字" * 300, invoice_id=2**31 - 1, code="x" * 200), "discarded")
-    dlq_views.print_entries([long, hostile()], with_state=True)
+    back = Entry(letter(replay_count=1), "open", handling("replayed"))
+    dlq_views.print_entries([long, back], with_state=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert max(cell_len(line) for line in lines) <= 92, "the narrowest message has 12 columns"
+    assert lines == [
+        "          at  since (UTC)          state         invoice  error",
+        "11:123456789  2025-10-01 12:00:00  discarded  2147483647  " + "x" * 31 + "…",
+        "    " + "字" * 300,
+        "         0:1  2025-10-01 12:00:00  open               42  amount-missing",
+        "    [came back after 1 replay(s)] amount_usd is empty",
+    ]
+
+
+def test_show_prints_a_trace_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    headers = [("cfo-sync.error-trace", "Traceback:\n  File\x1b[2J\n"), ("cfo-sync.attempt", "0")]
+    dlq_views.print_detail(
+        Detail(hostile(), None, headers, None, None, "none", 0, False, None, Forecast("fails", "would fail again"))
+    )
+    out = capsys.readouterr().out
+    assert "  cfo-sync.attempt  0\n  cfo-sync.error-trace\n    Traceback:\n      File\\x1b[2J\nkey\n" in out
+
+
+class Idle:
+    """A queue in which nothing can be done."""
+
+    def __init__(self, excluded: dict[str, int]) -> None:
+        self.excluded = excluded
+
+    def select(self, _: Filter, *, force: bool) -> Selection:
+        return Selection([], self.excluded)
+
+    def select_discard(self, _: Filter) -> Selection:
+        return Selection([], self.excluded)
+
+    def replay(self, _: Filter, **__: object) -> Replayed:
+        return Replayed(selected=0, published=0, settled=0, excluded=self.excluded, failed={}, not_reached=0)
+
+    def discard(self, _: Filter, **__: object) -> Discarded:
+        return Discarded(0, self.excluded)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, queue: Idle, *arguments: str) -> int:
+    """The exit code of `cfo-sync dlq` on this queue."""
+    monkeypatch.setattr(cli_dlq, "_queue", lambda: nullcontext(queue))
+    monkeypatch.setattr(sys, "argv", ["cfo-sync", "dlq", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize("command", [["replay"], ["discard", "--reason", "x"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        ([], 0, "no open dead letter matches\n"),
+        (["--yes"], 1, "no open dead letter matches\n"),
+        (["--state", "all", "--yes"], 1, "no dead letter matches\n"),
+        (["--state", "replayed"], 0, "no replayed dead letter matches\n"),
+    ],
+)
+def test_that_nothing_matches_is_said_and_with_yes_it_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    options: list[str],
+    code: int,
+    told: str,
+) -> None:
+    found = call(monkeypatch, Idle({}), *command, *options)
+    said = capsys.readouterr()
+    assert (found, said.out + said.err) == (code, told)
+
+
+@pytest.mark.parametrize("command", [["replay"], ["discard", "--reason", "x"]], ids=" ".join)
+def test_that_all_are_left_alone_is_exit_code_1_with_yes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    idle = Idle({"resolved already": 2})
+    verb = f"{command[0]}ed".replace("ee", "e")
+    assert call(monkeypatch, idle, *command) == 0
+    assert capsys.readouterr().out == f"0 would be {verb}\n2 left alone: resolved already\n"
+    assert call(monkeypatch, idle, *command, "--yes") == 1
+    assert capsys.readouterr().out == f"0 {verb}\n2 left alone: resolved already\n"

@@ -144,6 +144,8 @@ def test_a_fact_that_no_column_holds_alone_is_not_compared_and_named() -> None:
         (BOOKED._replace(adopted="y"), [THEIRS], []),
         (BOOKED, [THEIRS._replace(amount="1.00")], ["adopted-differs"]),  # its mark was taken off
         (BOOKED._replace(adopted="y"), [OURS._replace(amount="1.00", currency="BTC")], ["adopted-differs"]),
+        (BOOKED._replace(adopted="y"), [OURS._replace(date="2025-10-22 00:00:00")], []),  # people know the day
+        (BOOKED._replace(adopted="y"), [OURS._replace(date="2025-10-21 23:59:59")], ["adopted-differs"]),
         (BOOKED, [OURS._replace(key="8", amount="1.00")], ["mapped-elsewhere", "amount-differs"]),
     ],
 )

@@ -137,7 +137,10 @@ def test_all_mistakes_are_told_at_once_a_line_each(monkeypatch: pytest.MonkeyPat
 
 def test_the_one_variable_that_must_be_set_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PREFIX + "INVOICE_DSN")
-    assert refusal(monkeypatch) == "CFO_SYNC_INVOICE_DSN: is not set"
+    assert refusal(monkeypatch) == (
+        "CFO_SYNC_INVOICE_DSN: is not set: write CFO_SYNC_INVOICE_DSN=postgresql://user:password@host/dbname"
+        " into the environment or ./.env"
+    )
 
 
 def test_defaults_are_the_guide_s_and_the_design_s() -> None:
