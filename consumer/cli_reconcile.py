@@ -263,20 +263,19 @@ def _print_report(run: _Run, limit: int) -> None:
     _print_sides("client", sorted(_pick(largest, clients), key=str.casefold), clients, summary.totals)
     for role in summary.not_compared:
         say(f"The {role} was not compared: no column of the mapping file holds it alone.")
-    if summary.in_flight:
-        say(f"{summary.in_flight:,} paid a moment ago: the sync is busy with them.")
     if summary.acknowledged:
         say(f"{summary.acknowledged:,} acknowledged.")
     say(_verdict(summary))
 
 
 def _verdict(summary: Summary) -> str:
+    busy = f" The sync is busy with {summary.in_flight:,} paid a moment ago." if summary.in_flight else ""
     if summary.agrees:
-        return "Invoices and ledger agree."
+        return f"Invoices and ledger agree.{busy}"
     count = summary.differences
     return (
         f"Invoices and ledger do not agree: {count:,} difference{'' if count == 1 else 's'},"
-        f" {sum(summary.repairable.values()):,} of them repairable (--repair)."
+        f" {sum(summary.repairable.values()):,} of them repairable (--repair).{busy}"
     )
 
 

@@ -168,7 +168,8 @@ class Comparison:
         if not invoice.is_live:
             return self._judge_unpaid(invoice, rows, named, ours)
         is_paid = invoice.state == "paid"
-        young = is_paid and invoice.young is not None
+        # The sync is not busy any more with one that it gave up.
+        young = is_paid and invoice.young is not None and invoice.sync_status != "failed"
         if kept is None:
             if young and not invoice.is_booked:
                 return Verdict(is_in_flight=True)

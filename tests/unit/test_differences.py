@@ -164,6 +164,7 @@ def test_what_was_paid_a_moment_ago_is_in_flight(rows: list[TransactionRow]) -> 
 
 def test_a_complete_invoice_is_never_in_flight() -> None:
     assert kinds(UNBOOKED._replace(state="complete", young="y")) == ["missing-transaction"]
+    assert kinds(UNBOOKED._replace(sync_status="failed", young="y")) == ["missing-transaction"]
 
 
 def test_what_may_be_a_booking_between_its_two_commits_is_to_be_looked_at_again() -> None:
