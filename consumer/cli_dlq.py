@@ -83,8 +83,8 @@ def list_(
     else:
         if shown:
             dlq_views.print_entries(shown, with_state=state != "open")
-        which = "dead letters" if state == "all" else f"{state} dead letters"
-        say(f"{len(found)} {which}" + (f", the oldest {len(shown)} shown" if len(shown) < len(found) else ""))
+        letters = f"{'' if state == 'all' else f'{state} '}dead letter{'' if len(found) == 1 else 's'}"
+        say(f"{len(found):,} {letters}" + (f", the oldest {len(shown)} shown" if len(shown) < len(found) else ""))
     if any(entry.state == "open" for entry in found):
         raise typer.Exit(FOUND_SOMETHING)
 

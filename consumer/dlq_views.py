@@ -77,7 +77,8 @@ def print_reasons(what: str, reasons: Mapping[str, int]) -> None:
 
 def print_stats(stats: Stats) -> None:
     """The counts."""
-    say(f"{stats.total} dead letters: " + ", ".join(f"{count} {state}" for state, count in stats.by_state.items()))
+    letters = "dead letter" if stats.total == 1 else "dead letters"
+    say(f"{stats.total:,} {letters}: " + ", ".join(f"{count} {state}" for state, count in stats.by_state.items()))
     for code, count in stats.open_by_code.items():
         say(f"  {count:>6} open  {printable(code or '?')}")
     say(f"oldest open record: {utc_text(stats.oldest_open) or 'none'}")
