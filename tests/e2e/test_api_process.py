@@ -28,7 +28,7 @@ from tests.support import InvoiceSystem
 
 OPERATOR = "operators-token-of-this-test"
 VIEWER = "viewers-token-of-this-test"
-TOKENS = f"olga:operator:{OPERATOR} vera:viewer:{VIEWER}"
+TOKENS = f"treasury:operator:{OPERATOR} audit:viewer:{VIEWER}"
 NOBODY = "127.0.0.1:1"
 
 
@@ -121,7 +121,7 @@ def test_it_serves_logs_and_ends(start: Start, dsn: str) -> None:
         assert "server" not in ready.headers
     assert api.end() == 0
     [line] = [line for line in api.lines("request") if line["status"] == 200]
-    assert (line["by"], line["outcome"], line["invoice_id"]) == ("olga", "booked", invoice_id)
+    assert (line["by"], line["outcome"], line["invoice_id"]) == ("treasury", "booked", invoice_id)
     assert len(api.lines("stopped")) == 1
     log = api.log.read_text()
     assert "Traceback" not in log
@@ -213,7 +213,7 @@ def test_without_a_token_it_refuses_any_other_address(start: Start) -> None:
     [
         ({"api_host": "::"}, "CFO_SYNC_API_HOST: without CFO_SYNC_API_TOKEN"),
         ({"api_host": "example.org"}, "CFO_SYNC_API_HOST: without CFO_SYNC_API_TOKEN"),
-        ({"api_token": "vera:viewer:aaaa,olga:hunter2"}, "CFO_SYNC_API_TOKEN: token 2 of 2"),
+        ({"api_token": "audit:viewer:aaaa,treasury:hunter2"}, "CFO_SYNC_API_TOKEN: token 2 of 2"),
         ({"api_host": "no-such-host.invalid", "api_token": "hunter2"}, "CFO_SYNC_API_HOST: 'no-such-host.invalid'"),
         ({"api_host": "192.0.2.1", "api_token": "hunter2"}, "CFO_SYNC_API_PORT: cannot listen on 192.0.2.1:"),
         ({"kafka_config_file": "/nowhere/kafka.properties"}, "CFO_SYNC_KAFKA_CONFIG_FILE: "),

@@ -247,7 +247,7 @@ def test_a_replayed_record_of_a_healed_invoice_is_booked_once_and_resolved(desk:
     [invoice_id] = desk.die()
     [letter] = desk.records(desk.settings.dlq_topic)
     desk.heal()
-    done = desk.queue.replay(Filter(), by="ann", reason="amount entered")
+    done = desk.queue.replay(Filter(), by="clerk", reason="amount entered")
     assert (done.selected, done.published, done.settled, done.excluded) == (1, 1, 0, {})
     assert desk.states() == {"replayed": 1}
     [replayed] = desk.records(desk.settings.replay_topic)
@@ -266,13 +266,13 @@ def test_a_replayed_record_of_a_healed_invoice_is_booked_once_and_resolved(desk:
     assert desk.ledger.count() == 1
     [entry] = desk.entries(state="all")
     assert entry.note == f"booked as transaction {row['cfo_transaction_id']}"
-    assert desk.queue.replay(Filter(), by="ann").excluded == {"resolved already": 1}
+    assert desk.queue.replay(Filter(), by="clerk").excluded == {"resolved already": 1}
 
 
 def test_a_record_that_comes_back_is_open_again_and_the_old_one_superseded(desk: Desk) -> None:
     desk.die()
     [first] = desk.entries()
-    desk.queue.replay(Filter(), by="ann")
+    desk.queue.replay(Filter(), by="clerk")
     desk.handle_replays()
     [entry] = desk.entries()
     assert (entry.state, entry.letter.replay_count, entry.replays) == ("open", 1, 1)
@@ -281,18 +281,18 @@ def test_a_record_that_comes_back_is_open_again_and_the_old_one_superseded(desk:
     old = desk.queue.show(first.partition, first.offset)
     assert old is not None
     assert old.superseded_by == entry.place
-    left = desk.queue.replay(Filter(state="all", places=frozenset([first.place])), by="ann")
+    left = desk.queue.replay(Filter(state="all", places=frozenset([first.place])), by="clerk")
     assert left.excluded == {f"{first.place} is superseded by {entry.place}": 1}
-    assert desk.queue.replay(Filter(), by="ann").published == 1
+    assert desk.queue.replay(Filter(), by="clerk").published == 1
     assert sorted(desk.replays().values()) == [1, 1]
 
 
 def test_five_replays_are_enough_without_force(desk: Desk) -> None:
     fault = RecordFault("amount-missing", "m")
     desk.publish([(event(1), None, letter_headers(fault, 1, replay_count=5))])
-    assert desk.queue.replay(Filter(), by="ann").excluded == {"replayed 5 times or more": 1}
+    assert desk.queue.replay(Filter(), by="clerk").excluded == {"replayed 5 times or more": 1}
     assert desk.replays() == {}
-    assert desk.queue.replay(Filter(), by="ann", force=True).published == 1
+    assert desk.queue.replay(Filter(), by="clerk", force=True).published == 1
     [replayed] = desk.records(desk.settings.replay_topic)
     assert ours(replayed)["replay-count"] == "6"
 
@@ -368,7 +368,7 @@ def test_a_replay_that_was_killed_is_finished_by_the_next(desk: Desk, point: str
         "replaying": 100,
     }
     assert desk.states() == {"open": 200, "replayed": 100}
-    done = desk.queue.replay(Filter(), by="ann")
+    done = desk.queue.replay(Filter(), by="clerk")
     assert (done.published, done.settled) == (200 - settled, settled)
     assert sorted(desk.replays().values()) == [1] * 300
     assert desk.states() == {"replayed": 300}
@@ -392,7 +392,7 @@ def test_a_replay_that_sleeps_and_wakes_up_writes_nothing_twice(desk: Desk) -> N
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity JOIN pg_locks USING (pid)"
             " WHERE locktype = 'advisory' AND datname = current_database()"
         )
-        done = desk.queue.replay(Filter(), by="ann")
+        done = desk.queue.replay(Filter(), by="clerk")
         assert (done.published, done.settled) == (50, 0)
         sleeper.send_signal(signal.SIGCONT)
         _, said = sleeper.communicate(timeout=60)
@@ -407,10 +407,10 @@ def test_a_writer_that_was_overtaken_writes_nothing_more(desk: Desk) -> None:
     desk.die(2)
     first, second = (entry.place for entry in desk.entries())
     with CFOSyncService(desk.settings) as service, DeadLetterQueue(desk.settings, service) as other:
-        desk.queue.replay(Filter(places=frozenset([first])), by="ann")
+        desk.queue.replay(Filter(places=frozenset([first])), by="clerk")
         other._writer.take_over()
         # Ours is fenced now: it notices, takes over in turn, looks and writes.
-        assert desk.queue.replay(Filter(places=frozenset([second])), by="ann").published == 1
+        assert desk.queue.replay(Filter(places=frozenset([second])), by="clerk").published == 1
     assert sorted(desk.replays().values()) == [1, 1]
 
 
@@ -427,7 +427,7 @@ def test_ctrl_c_at_a_given_rate_finishes_the_chunk_and_says_how_to_go_on(desk: D
     assert out.splitlines()[0] == f"{count} replayed"
     assert count in (40, 80), "a chunk a second, and the signal came within the first or the second"
     assert desk.states() == {"open": 200 - count, "replayed": count}
-    assert desk.queue.replay(Filter(), by="ann").published == 200 - count
+    assert desk.queue.replay(Filter(), by="clerk").published == 200 - count
     assert sorted(desk.replays().values()) == [1] * 200
 
 
@@ -438,13 +438,13 @@ def test_a_record_that_kafka_refuses_is_told_and_the_others_go(desk: Desk) -> No
     entry = ConfigEntry("max.message.bytes", "15000", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, desk.settings.replay_topic, incremental_configs=[entry])
     desk.admin.incremental_alter_configs([resource])[resource].result(10)
-    done = desk.queue.replay(Filter(), by="ann")
+    done = desk.queue.replay(Filter(), by="clerk")
     assert (done.selected, done.published, list(done.failed.values())) == (6, 5, [1])
     [refused] = desk.entries()
     assert (refused.letter.error_code, refused.is_in_doubt) == ("not-json", True)
     assert "could not be published" in (refused.note or "")
     assert sorted(desk.replays().values()) == [1] * 5
-    assert desk.queue.discard(Filter(), by="ann", reason="too large").discarded == 1
+    assert desk.queue.discard(Filter(), by="clerk", reason="too large").discarded == 1
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_a_record_that_kafka_refuses_is_told_and_the_others_go(desk: Desk) -> No
 @pytest.mark.parametrize("look", ["one record", "nothing"])
 def test_a_topic_made_anew_does_not_hide_its_records(desk: Desk, look: str) -> None:
     desk.die(4)
-    desk.queue.discard(Filter(), by="ann", reason="a test")
+    desk.queue.discard(Filter(), by="clerk", reason="a test")
     with CFOSyncService(desk.settings) as service, DeadLetterQueue(desk.settings, service) as other:
         [*_, last] = desk.entries(state="all")
         wanted = {
@@ -480,7 +480,7 @@ def test_what_retention_deleted_is_gone_and_said_so(desk: Desk) -> None:
     assert desk.queue.show(gone.partition, gone.offset) is None
     assert gone.place not in {entry.place for entry in desk.entries()}
     done = desk.queue._redress.replay(
-        selection, by="ann", reason=None, force=False, rate=None, progress=lambda *_: None, stop=threading.Event()
+        selection, by="clerk", reason=None, force=False, rate=None, progress=lambda *_: None, stop=threading.Event()
     )
     assert done.excluded == {"gone from the topic meanwhile": 1}
     assert done.published == 19
@@ -491,7 +491,7 @@ def test_a_narrow_filter_finds_what_reading_everything_finds(desk: Desk) -> None
     time.sleep(0.01)
     middle = datetime.now(UTC)
     desk.die(5)
-    desk.queue.replay(Filter(), by="ann")
+    desk.queue.replay(Filter(), by="clerk")
     desk.handle_replays()
     everything = desk.entries()
     assert len(everything) == 10
@@ -512,7 +512,7 @@ def test_garbage_made_by_hand_is_listed_replayed_and_discarded(desk: Desk) -> No
     desk.publish([(b"\x00\xff garbage", None, []), (None, None, []), (b"[1", b'{"id": 7}', [("foreign", b"x")])])
     entries = desk.entries()
     assert sorted(str(entry.letter.invoice_id) for entry in entries) == ["7", "None", "None"]
-    assert desk.queue.replay(Filter(), by="ann").published == 3
+    assert desk.queue.replay(Filter(), by="clerk").published == 3
     desk.handle_replays()
     back = desk.entries()
     assert [entry.replays for entry in back] == [1, 1], "a record without a value is ignored and does not come back"
@@ -520,10 +520,10 @@ def test_garbage_made_by_hand_is_listed_replayed_and_discarded(desk: Desk) -> No
         detail = desk.queue.show(entry.partition, entry.offset)
         assert detail is not None
         assert detail.forecast.kind == "fails"
-    assert desk.queue.discard(Filter(), by="ann", reason="not ours").discarded == 2
+    assert desk.queue.discard(Filter(), by="clerk", reason="not ours").discarded == 2
     assert desk.states() == {"discarded": 2, "replayed": 1}
     with pytest.raises(ValueError, match="reason"):
-        desk.queue.discard(Filter(), by="ann", reason=" ")
+        desk.queue.discard(Filter(), by="clerk", reason=" ")
 
 
 def test_without_a_topic_or_a_broker_it_is_an_outage(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +532,7 @@ def test_without_a_topic_or_a_broker_it_is_an_outage(desk: Desk, monkeypatch: py
     desk.admin.delete_topics([topic])[topic].result(10)
     wait_until(lambda: topic not in topics.describe(desk.admin), "the topic to go")
     with pytest.raises(Outage, match="topics create"):
-        desk.queue.replay(Filter(), by="ann")
+        desk.queue.replay(Filter(), by="clerk")
     assert desk.invoices.value("SELECT count(*) FROM cfo_sync_actions") == 0, "nothing is claimed"
     monkeypatch.setattr(topic_reader, "_TIMEOUT", 0.5)
     nowhere = desk.settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
@@ -587,10 +587,10 @@ def test_replay_tells_first_and_does_it_when_told(desk: Desk, call: Cli) -> None
     assert desk.replays() == {}
     code, out, _ = call("replay", "--json", "--kind", "transient")
     assert (code, json.loads(out)["count"]) == (0, 0)
-    code, out, _ = call("replay", "--yes", "--reason", "mended", "--by", "ann", "--json")
+    code, out, _ = call("replay", "--yes", "--reason", "mended", "--by", "clerk", "--json")
     assert (code, json.loads(out)["published"]) == (0, 3)
     [one, *_] = desk.entries(state="replayed")
-    assert (one.handling and one.handling.changed_by, one.handling and one.handling.reason) == ("ann", "mended")
+    assert (one.handling and one.handling.changed_by, one.handling and one.handling.reason) == ("clerk", "mended")
     code, out, _ = call("replay", str(one.place), "--yes")
     assert (code, out) == (1, "0 replayed\n1 left alone: replayed already\n")
     code, out, _ = call("replay", str(one.place), "--yes", "--force")

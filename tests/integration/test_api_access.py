@@ -82,7 +82,7 @@ def test_who_may_do_what(guarded: Web, method: str, path: str) -> None:
         {"Authorization": f"Basic {OPERATOR}"},
         {"Authorization": "Bearer"},
         {"Authorization": "Bearer "},
-        {"Authorization": f"Bearer olga:operator:{OPERATOR}"},
+        {"Authorization": f"Bearer treasury:operator:{OPERATOR}"},
         {"X-Token": OPERATOR},
         [("Authorization", f"Bearer {OPERATOR}"), ("Authorization", "Bearer x")],
     ):
@@ -288,12 +288,12 @@ def test_each_request_that_acts_is_logged_with_who_what_and_outcome(dsn: str) ->
         web.post(f"/api/cfo-sync/pending?token={OPERATOR}", token=OPERATOR)
     noted = [line for line in lines if line["event"] == "request"]
     assert [(line["by"], line["path"], line["status"], line["outcome"]) for line in noted] == [
-        ("olga", f"/api/invoice/{paid}/sync-to-cfo", 200, "booked"),
-        ("olga", f"/api/invoice/{unpaid}/sync-to-cfo", 409, "not-paid"),
-        ("olga", f"/api/invoice/{paid}/remap", 200, "remapped"),
-        ("vera", f"/api/invoice/{paid}/sync-to-cfo", 403, "forbidden"),
+        ("treasury", f"/api/invoice/{paid}/sync-to-cfo", 200, "booked"),
+        ("treasury", f"/api/invoice/{unpaid}/sync-to-cfo", 409, "not-paid"),
+        ("treasury", f"/api/invoice/{paid}/remap", 200, "remapped"),
+        ("audit", f"/api/invoice/{paid}/sync-to-cfo", 403, "forbidden"),
         (None, f"/api/invoice/{paid}/sync-to-cfo", 401, "unauthorized"),
-        ("olga", "/api/cfo-sync/pending", 405, "method-not-allowed"),
+        ("treasury", "/api/cfo-sync/pending", 405, "method-not-allowed"),
     ]
     assert (noted[0]["force"], noted[0]["invoice_id"]) == (True, paid)
     text = repr(lines)
@@ -306,7 +306,7 @@ def test_the_token_s_name_is_who_did_it(dsn: str) -> None:
     with serving(make_settings(dsn), token=TOKENS) as web:
         web.post(f"/api/invoice/{invoice_id}/sync-to-cfo", token=OPERATOR)
         web.post(f"/api/invoice/{invoice_id}/remap", token=OPERATOR, json={"entity": "E"})
-    assert invoices.value("SELECT done_by FROM cfo_sync_actions") == "olga"
+    assert invoices.value("SELECT done_by FROM cfo_sync_actions") == "treasury"
     invoices.close()
 
 

@@ -156,7 +156,7 @@ def test_a_replay_publishes_the_original_record_once_and_says_who(
     assert answer.status_code == 200, answer.text
     Replayed.model_validate(answer.json(), strict=True)
     entry = answer.json()["entry"]
-    assert (entry["state"], entry["replay_count"], entry["changed_by"]) == ("replayed", 1, "olga")
+    assert (entry["state"], entry["replay_count"], entry["changed_by"]) == ("replayed", 1, "treasury")
     again = web.post("/api/cfo-sync/dlq/0/0/replay", token=OPERATOR)
     assert (again.status_code, again.json()["code"]) == (409, "dead-letter-refused")
     assert "replayed already" in again.json()["detail"]
@@ -164,7 +164,7 @@ def test_a_replay_publishes_the_original_record_once_and_says_who(
     assert web.post("/api/cfo-sync/dlq/0/0/replay?force=true", token=OPERATOR).status_code == 200
     invoices = InvoiceSystem(dsn)
     assert invoices.rows("SELECT action, done_by FROM cfo_sync_actions ORDER BY id")[0] == {
-        "action": "replay", "done_by": "olga",
+        "action": "replay", "done_by": "treasury",
     }  # fmt: skip
     invoices.close()
 
@@ -178,7 +178,7 @@ def test_a_discard_needs_a_reason_and_is_final(web: Web, bury: Bury, dsn: str) -
     assert answer.status_code == 200, answer.text
     DiscardedLetter.model_validate(answer.json(), strict=True)
     entry = answer.json()["entry"]
-    assert (entry["state"], entry["changed_by"], entry["reason"]) == ("discarded", "olga", "a test of ours")
+    assert (entry["state"], entry["changed_by"], entry["reason"]) == ("discarded", "treasury", "a test of ours")
     refused = web.post(path, token=OPERATOR, json={"reason": "again"})
     assert (refused.status_code, refused.json()["code"]) == (409, "dead-letter-refused")
     assert web.post("/api/cfo-sync/dlq/0/0/replay", token=OPERATOR).status_code == 409

@@ -105,7 +105,7 @@ def claim(connection: psycopg.Connection, entry: Entry, number: int = 1) -> set[
     with connection.transaction():
         locked = dlq_store.lock_rows(connection, [entry.letter])
         return dlq_store.claim(
-            connection, [Claim(entry, number, f"replay-{number}")], locked, by="ann", reason="mended"
+            connection, [Claim(entry, number, f"replay-{number}")], locked, by="clerk", reason="mended"
         )
 
 
@@ -124,7 +124,7 @@ def test_a_claim_is_written_down_with_who_and_why(
     [action] = invoices.rows("SELECT done_by, action, failure_id, invoice_id, reason, details FROM cfo_sync_actions")
     assert action["details"].pop("error_code") == "amount-missing"
     assert action == {
-        "done_by": "ann", "action": "replay", "failure_id": "f", "invoice_id": 42, "reason": "mended",
+        "done_by": "clerk", "action": "replay", "failure_id": "f", "invoice_id": 42, "reason": "mended",
         "details": {"partition": 0, "offset": 1, "replay_count": 1, "replay_id": "replay-1"},
     }  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_a_row_that_came_in_between_is_somebody_elses(
 ) -> None:
     [entry] = judged(service, letter(42))
     execute(invoices.dsn, "INSERT INTO cfo_sync_dlq (failure_id, state) VALUES ('f', 'resolved')")
-    ours = dlq_store.claim(connection, [Claim(entry, 1, "r")], [], by="ann", reason=None)
+    ours = dlq_store.claim(connection, [Claim(entry, 1, "r")], [], by="clerk", reason=None)
     assert ours == set()
     assert invoices.value("SELECT count(*) FROM cfo_sync_actions") == 0
 
@@ -155,7 +155,7 @@ def test_marking_does_not_wait_for_a_booking_and_says_what_it_left(
 
 def test_a_discard_is_final(service: CFOSyncService, connection: psycopg.Connection, invoices: InvoiceSystem) -> None:
     [entry] = judged(service, letter(42))
-    assert dlq_store.discard(connection, [entry], [], by="ann", reason="a test") == {"f"}
+    assert dlq_store.discard(connection, [entry], [], by="clerk", reason="a test") == {"f"}
     [discarded] = judged(service, letter(42))
     assert (discarded.state, discarded.note) == ("discarded", "discarded")
     service.read(lambda connection: dlq_store.record_resolved(connection, [discarded]))

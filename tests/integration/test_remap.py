@@ -26,7 +26,7 @@ def test_transaction_mapping_row_and_log_change_together(
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
     before = booked(invoices, ledger, invoice_id)
-    answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="ana")
+    answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="clerk")
     after = booked(invoices, ledger, invoice_id)
     assert answer == {
         "success": True,
@@ -41,11 +41,11 @@ def test_transaction_mapping_row_and_log_change_together(
     assert sync["entity_mapped"] == NEW
     entry = invoices.log(invoice_id)[-1]
     assert (entry["sync_status"], entry["cfo_transaction_id"]) == ("synced", before["id"])
-    assert entry["request_payload"] == {"action": "remap", "by": "ana", "old": answer["old"], "new": answer["new"]}
+    assert entry["request_payload"] == {"action": "remap", "by": "clerk", "old": answer["old"], "new": answer["new"]}
     [action] = invoices.rows("SELECT action, done_by, invoice_id, details FROM cfo_sync_actions")
     assert action == {
         "action": "remap",
-        "done_by": "ana",
+        "done_by": "clerk",
         "invoice_id": invoice_id,
         "details": {"old": answer["old"], "new": answer["new"]},
     }
@@ -56,16 +56,16 @@ def test_the_business_unit_stays_when_none_is_given(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     assert booked(invoices, ledger, invoice_id)["business_unit"] == "Paraguay Mining"
 
 
 def test_a_second_call_changes_and_logs_nothing(service: CFOSyncService, invoices: InvoiceSystem) -> None:
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     logged = len(invoices.log(invoice_id))
-    again = service.remap(invoice_id, entity=NEW, by="ana")
+    again = service.remap(invoice_id, entity=NEW, by="clerk")
     assert (again["success"], again["old"]) == (True, {"entity": NEW})
     assert len(invoices.log(invoice_id)) == logged
 
@@ -75,7 +75,7 @@ def test_a_correction_outlives_the_next_booking(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     invoices.update(invoice_id, status="paid", amount_usd="222.22")
     service.sync_invoice_to_cfo(invoice_id)
     after = booked(invoices, ledger, invoice_id)
@@ -95,7 +95,7 @@ def test_an_impossible_entity_is_refused(
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
     before = booked(invoices, ledger, invoice_id)
-    answer = service.remap(invoice_id, entity=entity, by="ana")
+    answer = service.remap(invoice_id, entity=entity, by="clerk")
     assert (answer["success"], answer["error_code"]) == (False, code)
     assert booked(invoices, ledger, invoice_id) == before
 
@@ -104,18 +104,18 @@ def test_what_is_not_booked_or_not_ours_is_refused(
     service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
 ) -> None:
     waiting = invoices.paid_invoice()
-    assert service.remap(waiting, entity=NEW, by="ana")["error_code"] == "not-booked"
-    assert service.remap(4711, entity=NEW, by="ana")["error_code"] == "invoice-unknown"
+    assert service.remap(waiting, entity=NEW, by="clerk")["error_code"] == "not-booked"
+    assert service.remap(4711, entity=NEW, by="clerk")["error_code"] == "invoice-unknown"
     foreign = invoices.paid_invoice(invoice_number="BY-HAND-1")
     ledger.insert(("identifier", "amount", "date", "source_file"), "BY-HAND-1", "100.00", "2025-10-22", "bank.csv")
     assert service.sync_invoice_to_cfo(foreign)["success"]
     [before] = ledger.of("BY-HAND-1")
-    assert service.remap(foreign, entity=NEW, by="ana")["error_code"] == "adopted"
+    assert service.remap(foreign, entity=NEW, by="clerk")["error_code"] == "adopted"
     assert ledger.of("BY-HAND-1") == [before]
     gone = invoices.paid_invoice(invoice_number="GONE-1")
     service.sync_invoice_to_cfo(gone)
     ledger.execute("DELETE FROM transactions WHERE identifier = 'GONE-1'")
-    assert service.remap(gone, entity=NEW, by="ana")["error_code"] == "transaction-missing"
+    assert service.remap(gone, entity=NEW, by="clerk")["error_code"] == "transaction-missing"
     assert invoices.rows("SELECT * FROM cfo_sync_actions") == []
 
 
@@ -125,7 +125,7 @@ def test_a_value_that_the_ledger_refuses_changes_nothing(
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
     ledger.execute("ALTER TABLE transactions ADD CHECK (classified_entity LIKE '%S.A.')")
-    answer = service.remap(invoice_id, entity="Somebody else", by="ana")
+    answer = service.remap(invoice_id, entity="Somebody else", by="clerk")
     assert (answer["success"], answer["error_code"]) == (False, "sqlstate-23514")
     assert booked(invoices, ledger, invoice_id)["classified_entity"] == OLD
     sync = invoices.sync_row(invoice_id)
@@ -140,12 +140,12 @@ def test_a_crash_between_two_commits_is_mended_by_the_same_call(
     service.sync_invoice_to_cfo(invoice_id)
     name = sabotage(invoice_dsn(settings), "crypto_cfo_sync_log", sqlstate="58030")
     with pytest.raises(Outage):
-        service.remap(invoice_id, entity=NEW, by="ana")
+        service.remap(invoice_id, entity=NEW, by="clerk")
     # With two databases the CFO's side was committed; with one, nothing was.
     half_done = OLD if settings.is_one_database else NEW
     assert booked(invoices, ledger, invoice_id)["classified_entity"] == half_done
     relent(invoice_dsn(settings), name, "crypto_cfo_sync_log")
-    assert service.remap(invoice_id, entity=NEW, by="ana")["old"] == {"entity": OLD}
+    assert service.remap(invoice_id, entity=NEW, by="clerk")["old"] == {"entity": OLD}
     assert booked(invoices, ledger, invoice_id)["classified_entity"] == NEW
     assert invoices.log(invoice_id)[-1]["request_payload"]["old"] == {"entity": OLD}
 
@@ -159,7 +159,7 @@ def test_a_ledger_with_a_text_key_is_remapped_by_identifier(
     with CFOSyncService(settings) as service:
         invoice_id = invoices.paid_invoice(invoice_number="TEXT-KEY-1")
         assert service.sync_invoice_to_cfo(invoice_id)["success"]
-        answer = service.remap(invoice_id, entity=NEW, by="ana")
+        answer = service.remap(invoice_id, entity=NEW, by="clerk")
     assert (answer["success"], answer["cfo_transaction_id"]) == (True, None)
     [row] = ledger.of("TEXT-KEY-1")
     assert row["classified_entity"] == NEW
@@ -170,9 +170,9 @@ def test_a_mapping_file_without_the_column_says_so(settings: Settings, invoices:
     with CFOSyncService(settings, rules=mapping.load(path)) as service:
         invoice_id = invoices.paid_invoice()
         service.sync_invoice_to_cfo(invoice_id)
-        answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="ana")
+        answer = service.remap(invoice_id, entity=NEW, business_unit="Paraguay Hosting", by="clerk")
         assert answer["error_code"] == "no-business-unit-column"
-        assert service.remap(invoice_id, entity=NEW, by="ana")["success"]
+        assert service.remap(invoice_id, entity=NEW, by="clerk")["success"]
 
 
 def test_an_outage_is_raised(settings: Settings, service: CFOSyncService, invoices: InvoiceSystem) -> None:
@@ -182,7 +182,7 @@ def test_an_outage_is_raised(settings: Settings, service: CFOSyncService, invoic
         connection.execute("ALTER TABLE transactions RENAME TO elsewhere")
     service.close()
     with pytest.raises(Outage, match="schema"):
-        service.remap(invoice_id, entity=NEW, by="ana")
+        service.remap(invoice_id, entity=NEW, by="clerk")
 
 
 def test_blanks_around_an_entity_are_nobodys_decision(
@@ -190,12 +190,12 @@ def test_blanks_around_an_entity_are_nobodys_decision(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
-    service.remap(invoice_id, entity=f" {NEW} ", by="ana")
+    service.remap(invoice_id, entity=f" {NEW} ", by="clerk")
     sync = invoices.sync_row(invoice_id)
     assert sync is not None
     assert sync["entity_mapped"] == booked(invoices, ledger, invoice_id)["classified_entity"] == NEW
     logged = len(invoices.log(invoice_id))
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     assert len(invoices.log(invoice_id)) == logged
 
 
@@ -209,7 +209,7 @@ def test_a_remap_books_nothing_and_ends_no_dead_letter(
     origin = Origin("source", 0, 1, 1)
     carried = first_failure(origin, attempt=0, now=written, version="")
     letter = Letter.of(Place(0, 1), int(datetime.now(UTC).timestamp() * 1000) - 1, carried, invoice_id)
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     assert service.read(lambda connection: dlq_store.judge(connection, [letter]))[0].state == "open"
     service.sync_invoice_to_cfo(invoice_id)
     assert service.read(lambda connection: dlq_store.judge(connection, [letter]))[0].state == "resolved"
@@ -221,8 +221,8 @@ def test_a_transaction_that_is_booked_again_keeps_what_people_decided(
     invoice_id, other = invoices.paid_invoice(), invoices.paid_invoice()
     for each in (invoice_id, other):
         service.sync_invoice_to_cfo(each)
-    service.remap(invoice_id, entity="First", business_unit="Unit", by="ana")
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity="First", business_unit="Unit", by="clerk")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     ledger.execute("DELETE FROM transactions")
     service.sync({invoice_id: 0, other: 0}, repair=True)
     again = booked(invoices, ledger, invoice_id)
@@ -238,7 +238,7 @@ def test_the_log_of_a_later_booking_tells_only_the_facts_that_were_sent(
 ) -> None:
     invoice_id = invoices.paid_invoice()
     service.sync_invoice_to_cfo(invoice_id)
-    service.remap(invoice_id, entity=NEW, by="ana")
+    service.remap(invoice_id, entity=NEW, by="clerk")
     invoices.update(invoice_id, status="paid", amount_usd="222.22")
     service.sync_invoice_to_cfo(invoice_id)
     entry = invoices.log(invoice_id)[-1]

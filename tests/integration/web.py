@@ -22,7 +22,7 @@ from consumer.settings import Settings
 
 OPERATOR = "operators-token-of-this-test"
 VIEWER = "viewers-token-of-this-test"
-TOKENS = f"olga:operator:{OPERATOR},vera:viewer:{VIEWER}"
+TOKENS = f"treasury:operator:{OPERATOR},audit:viewer:{VIEWER}"
 
 
 class Web:

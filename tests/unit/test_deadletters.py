@@ -59,7 +59,7 @@ def letter(
 
 
 def handling(state: HandlingState, replay_count: int = 1, *, minutes: int = 1) -> Handling:
-    return Handling(state, replay_count, "replay", "ann", "mended", None, NOW + timedelta(minutes=minutes))
+    return Handling(state, replay_count, "replay", "clerk", "mended", None, NOW + timedelta(minutes=minutes))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_entries_are_plain_values() -> None:
     row = Entry(letter(), "resolved", handling("resolved"), booked_as="7").as_dict()
     assert tuple(row) == FIELDS
     assert json.loads(json.dumps(row)) == row
-    assert (row["note"], row["changed_by"], row["reason"]) == ("booked as transaction 7", "ann", "mended")
+    assert (row["note"], row["changed_by"], row["reason"]) == ("booked as transaction 7", "clerk", "mended")
 
 
 # -- what people write -------------------------------------------------------------------------------------------------

@@ -30,20 +30,20 @@ def test_one_bare_token_is_an_operator_s(text: str) -> None:
 
 @pytest.mark.parametrize("separator", [",", " ", "\n", ", ", " ,\t", ",,"])
 def test_several_have_names_and_roles(separator: str) -> None:
-    tokens = parse(separator.join(["vera:viewer:aaaa", "olga:operator:bbbb"]) + separator)
-    assert tokens.actor_of(b"aaaa") == Actor("vera", "viewer")
-    assert tokens.actor_of(b"bbbb") == Actor("olga", "operator")
-    for wrong in (b"", b"aaa", b"aaaaa", b"AAAA", b"vera:viewer:aaaa", b"aaaa,", b"\xff"):
+    tokens = parse(separator.join(["audit:viewer:aaaa", "treasury:operator:bbbb"]) + separator)
+    assert tokens.actor_of(b"aaaa") == Actor("audit", "viewer")
+    assert tokens.actor_of(b"bbbb") == Actor("treasury", "operator")
+    for wrong in (b"", b"aaa", b"aaaaa", b"AAAA", b"audit:viewer:aaaa", b"aaaa,", b"\xff"):
         assert tokens.actor_of(wrong) is None
 
 
 def test_a_single_one_may_have_a_name_too() -> None:
-    assert parse("vera:viewer:aaaa").actor_of(b"aaaa") == Actor("vera", "viewer")
+    assert parse("audit:viewer:aaaa").actor_of(b"aaaa") == Actor("audit", "viewer")
 
 
 def test_a_name_may_have_two_tokens_while_one_replaces_the_other() -> None:
-    tokens = parse("olga:operator:old,olga:operator:new")
-    assert tokens.actor_of(b"old") == tokens.actor_of(b"new") == Actor("olga", "operator")
+    tokens = parse("treasury:operator:old,treasury:operator:new")
+    assert tokens.actor_of(b"old") == tokens.actor_of(b"new") == Actor("treasury", "operator")
 
 
 def test_only_operators_may_act() -> None:
@@ -55,26 +55,26 @@ def test_only_operators_may_act() -> None:
     [
         ("", "no token"),
         (" , \n", "no token"),
-        (f"olga:{SECRET}", "token 1 of 1"),
-        (f"olga:operator:x:{SECRET}", "token 1 of 1"),
-        (f"{SECRET},vera:viewer:aaaa", "token 1 of 2"),
-        (f"vera:viewer:aaaa {SECRET}", "token 2 of 2"),
-        (f"vera:viewer:aaaa,olga:admin:{SECRET}", "token 2 of 2"),
-        (f"olga:Operator:{SECRET}", "token 1 of 1"),
-        (f"olga::{SECRET}", "token 1 of 1"),
+        (f"treasury:{SECRET}", "token 1 of 1"),
+        (f"treasury:operator:x:{SECRET}", "token 1 of 1"),
+        (f"{SECRET},audit:viewer:aaaa", "token 1 of 2"),
+        (f"audit:viewer:aaaa {SECRET}", "token 2 of 2"),
+        (f"audit:viewer:aaaa,treasury:admin:{SECRET}", "token 2 of 2"),
+        (f"treasury:Operator:{SECRET}", "token 1 of 1"),
+        (f"treasury::{SECRET}", "token 1 of 1"),
         (f":operator:{SECRET}", "token 1 of 1"),
         (f"o!ga:operator:{SECRET}", "token 1 of 1"),
         (f"{'x' * 65}:operator:{SECRET}", "token 1 of 1"),
-        ("olga:operator:", "token 1 of 1"),
-        (f"olga:operator:{SECRET}é", "token 1 of 1"),
+        ("treasury:operator:", "token 1 of 1"),
+        (f"treasury:operator:{SECRET}é", "token 1 of 1"),
         (f"{SECRET}é", "the token"),
         (f"{SECRET}\x7f", "the token"),
         (f"a:operator:{SECRET},b:viewer:{SECRET}", "token 2 of 2"),
         (f"a:operator:{SECRET},a:operator:{SECRET}", "token 2 of 2"),
         (f"a:operator:{SECRET},a:viewer:other", "token 2 of 2"),
         # Name and token exchanged: no part of an entry is told.
-        (f"{SECRET}:operator:olga:", "token 1 of 1"),
-        (f"olga:{SECRET}:operator", "token 1 of 1"),
+        (f"{SECRET}:operator:treasury:", "token 1 of 1"),
+        (f"treasury:{SECRET}:operator", "token 1 of 1"),
     ],
 )
 def test_a_mistake_is_named_by_its_position_and_never_repeats_a_token(text: str, position: str) -> None:
