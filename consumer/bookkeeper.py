@@ -11,7 +11,9 @@ from psycopg import Connection
 from consumer import plan, store
 from consumer.databases import Databases
 from consumer.faults import Fault, Transient
+from consumer.ledger import Ledger
 from consumer.mapping import Mapping as Rules
+from consumer.mapping import Target
 from consumer.outcomes import Booked, BookingResult, Faulted, NotPaid, Outcome, Settled
 from consumer.plan import Adopt, Draft, Insert, Refresh, Step, whole_number
 from consumer.store import Gathered, LogRow, Partition, SyncedRow
@@ -191,12 +193,7 @@ class Bookkeeper:
     ) -> list[Entry]:
         ledger = self._databases.ledger(cfo)
         ledger.lock(cfo)
-        rows = ledger.find(cfo, drafts)
-        keys = {row.key: number for row in rows if (number := whole_number(row.key)) is not None}
-        taken, mapped = store.holders(invoices, [draft.identifier for draft in drafts], list(keys.values()))
-        rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
-        steps = plan.decide(drafts, rows, taken)
-        self._keep_judgements(invoices, steps)
+        steps = decide(cfo, invoices, ledger, drafts)
         inserted = ledger.insert(cfo, [step.draft for step in steps.values() if isinstance(step, Insert)])
         changed = ledger.refresh(cfo, [step for step in steps.values() if isinstance(step, Refresh)])
         entries: list[Entry] = []
@@ -213,20 +210,6 @@ class Bookkeeper:
                     outcomes[invoice_id] = Faulted(invoice_id, step)
         return entries
 
-    def _keep_judgements(self, invoices: Connection, steps: dict[int, Step | Fault]) -> None:
-        """A transaction of ours that is gone, and is booked again, comes back as people last remapped it."""
-        again = {
-            invoice_id: step.draft
-            for invoice_id, step in steps.items()
-            if isinstance(step, Insert) and step.draft.sync is not None and step.draft.sync.is_booked
-        }
-        target = self._rules.target
-        for invoice_id, decided in (store.read_remaps(invoices, list(again)) if again else {}).items():
-            draft, classification = again[invoice_id], again[invoice_id].classification.model_copy(update=decided)
-            columns = {target.entity: decided.get("entity"), target.business_unit: decided.get("business_unit")}
-            values = {column: value for column, value in columns.items() if column is not None and value is not None}
-            steps[invoice_id] = Insert(replace(draft, classification=classification, values={**draft.values, **values}))
-
     def _write_invoices(self, invoices: Connection, entries: Sequence[Entry], attempts: Mapping[int, int]) -> None:
         if not entries:
             return
@@ -236,6 +219,34 @@ class Bookkeeper:
             store.append_log(invoices, [_log_row(entry, facts) for entry in entries if entry.is_news])
             store.complete(invoices, [entry.draft.invoice_id for entry in entries])
             store.resolve_dead_letters(invoices, [entry.draft.invoice_id for entry in entries])
+
+
+def decide(cfo: Connection, invoices: Connection, ledger: Ledger, drafts: Sequence[Draft]) -> dict[int, Step | Fault]:
+    """What is to be done in the ledger, by invoice id, as its rows, our mapping and people's decisions stand now."""
+    rows = ledger.find(cfo, drafts)
+    keys = {row.key: number for row in rows if (number := whole_number(row.key)) is not None}
+    taken, mapped = store.holders(invoices, [draft.identifier for draft in drafts], list(keys.values()))
+    rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
+    steps = plan.decide(drafts, rows, taken)
+    _keep_judgements(invoices, ledger.target, steps)
+    return steps
+
+
+def _keep_judgements(invoices: Connection, target: Target, steps: dict[int, Step | Fault]) -> None:
+    """A transaction of ours that is gone, and is booked again, comes back as people last remapped it."""
+    again = {
+        invoice_id: step.draft
+        for invoice_id, step in steps.items()
+        if isinstance(step, Insert) and step.draft.sync is not None and step.draft.sync.is_booked
+    }
+    if not again:
+        return
+    for invoice_id, decided in store.read_remaps(invoices, list(again)).items():
+        draft = again[invoice_id]
+        columns = {target.entity: decided.get("entity"), target.business_unit: decided.get("business_unit")}
+        values = {column: value for column, value in columns.items() if column is not None and value is not None}
+        classification = draft.classification.model_copy(update=decided)
+        steps[invoice_id] = Insert(replace(draft, classification=classification, values={**draft.values, **values}))
 
 
 def _entry(draft: Draft, key: str, result: BookingResult, entity: str | None) -> Entry:

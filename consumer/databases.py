@@ -30,10 +30,9 @@ class Databases:
     """A session to the invoice database, and one to the CFO's when that is another. Not thread-safe."""
 
     def __init__(self, settings: Settings, target: Target) -> None:
-        one = settings.is_one_database
-        self._invoices = Session(settings.invoice_dsn.get_secret_value(), "database" if one else "invoice database")
+        self._invoices = Session(settings.invoice_dsn.get_secret_value(), settings.invoice_database)
         self._cfo = None
-        if settings.cfo_dsn is not None and not one:
+        if settings.cfo_dsn is not None and not settings.is_one_database:
             self._cfo = Session(settings.cfo_dsn.get_secret_value(), "CFO database")
         self._target = target
         self._ledger: Ledger | None = None

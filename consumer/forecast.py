@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
 from psycopg import Connection
 
-from consumer import dlq_store, envelope, plan, sessions, store
+from consumer import bookkeeper, dlq_store, envelope, plan, sessions
 from consumer.databases import Broken, Databases
 from consumer.deadletters import Forecast
 from consumer.envelope import Ignored
 from consumer.faults import Fault, RecordFault, Transient
 from consumer.mapping import Mapping
 from consumer.outcomes import NotPaid, Settled
-from consumer.plan import Adopt, Draft, Insert, LedgerRow, Refresh, whole_number
+from consumer.plan import Adopt, Draft, Insert, LedgerRow, Refresh
 from consumer.sessions import Verdict
 from consumer.settings import Settings
 
@@ -78,11 +77,9 @@ class Forecaster:
             return _failure(fault)
 
     def _place(self, cfo: Connection, invoices: Connection, draft: Draft) -> Forecast:
-        rows = self._databases.ledger(cfo).find(cfo, [draft])
-        keys = {row.key: number for row in rows if (number := whole_number(row.key)) is not None}
-        taken, mapped = store.holders(invoices, [draft.identifier], list(keys.values()))
-        rows = [replace(row, mapped_to=mapped.get(keys[row.key])) if row.key in keys else row for row in rows]
-        step = plan.decide([draft], rows, taken)[draft.invoice_id]
+        step = bookkeeper.decide(cfo, invoices, self._databases.ledger(cfo), [draft])[draft.invoice_id]
+        if isinstance(step, Insert):
+            draft = step.draft
         classified = draft.classification
         facts = f"{draft.identifier}, {draft.amount} USD, entity {classified.entity}"
         match step:

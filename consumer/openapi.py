@@ -76,7 +76,7 @@ def document() -> dict[str, Any]:
     from consumer.tokens import NO_TOKENS
 
     def nothing() -> Any:
-        raise NotImplementedError
+        raise AssertionError("the document is made without a service")
 
     pool = Pool[Any](nothing, size=1)
     app = create_app(pool, pool, look=dict, registry=CollectorRegistry(), tokens=NO_TOKENS)

@@ -119,7 +119,7 @@ def run_scheduled(settings: Settings, rules: Mapping) -> Summary | None:
     """Reconcile and keep the run, unless somebody else does this moment or one younger than `reconcile_interval` is on
     record: then None. Raises `Outage`."""
     dsn = settings.invoice_dsn.get_secret_value()
-    session = Session(dsn, "invoice database", application=APPLICATION)
+    session = Session(dsn, settings.invoice_database, application=APPLICATION)
     try:
         with guard(session.database), session.connection() as connection:
             if not (

@@ -85,10 +85,10 @@ class Places:
 @contextmanager
 def open_places(settings: Settings, rules: Mapping) -> Iterator[Places]:
     """For the time of a run. Raises `Outage`, also when the ledger is not as the mapping file says."""
-    one = settings.is_one_database
-    name = "database" if one else "invoice database"
-    invoices = Session(_invoice_dsn(settings), name, _LOOK, application=APPLICATION)
-    ledger = None if one else Session(_ledger_dsn(settings), "CFO database", _LOOK, application=APPLICATION)
+    invoices = Session(_invoice_dsn(settings), settings.invoice_database, _LOOK, application=APPLICATION)
+    ledger = None
+    if not settings.is_one_database:
+        ledger = Session(_ledger_dsn(settings), "CFO database", _LOOK, application=APPLICATION)
     try:
         side = ledger or invoices
         with guard(side.database), side.connection() as connection:

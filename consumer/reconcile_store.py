@@ -23,6 +23,7 @@ from consumer.differences import Difference, Summary
 from consumer.facts import Fact, find_facts, is_number_type
 from consumer.ledger import Column, Ledger, quoted, quoted_column, read_columns
 from consumer.mapping import Target
+from consumer.plan import whole_number
 from consumer.texts import utc_text
 
 _SHOWN: Final = 20  # transactions of one Identifier that are looked at one by one
@@ -34,8 +35,9 @@ def _statement(name: str) -> bytes:
     return resources.files("consumer.sql").joinpath(f"reconcile_{name}.sql").read_bytes()
 
 
-_INVOICES: Final = _statement("invoices")
-_LOOK: Final = _statement("look")
+_COLUMNS: Final = _statement("columns")
+_INVOICES: Final = _statement("invoices").replace(b":columns", _COLUMNS)
+_LOOK: Final = _statement("look").replace(b":columns", _COLUMNS)
 _RANGE: Final = _statement("range")
 
 
@@ -96,7 +98,7 @@ def look_at_invoices(
             "grace": grace,
             "ids": number_array(map(int, ids)),
             "keys": text_array(keys),
-            "transactions": number_array(number for each in transactions if (number := _bigint(each)) is not None),
+            "transactions": number_array(number for each in transactions if (number := whole_number(each)) is not None),
         },
     ).fetchall()
     return [InvoiceRow._make(row) for row in rows]
@@ -105,13 +107,6 @@ def look_at_invoices(
 def naive(moment: datetime | None) -> datetime | None:
     """UTC without a zone, as our tables hold it."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _bigint(key: str) -> int | None:
-    if len(key) > 19 or not key.removeprefix("-").isdecimal():
-        return None
-    number = int(key)
-    return number if abs(number) < 2**63 else None
 
 
 # -- the ledger --------------------------------------------------------------------------------------------------------
@@ -172,7 +167,7 @@ class LedgerQueries:
     def look(self, connection: Connection, keys: Collection[str], row_keys: Collection[str]) -> list[TransactionRow]:
         """The rows with these Identifiers (of each the first 20, ours first), and those with these primary keys."""
         if self._key_type == "bigint":
-            row_keys = [key for key in row_keys if _bigint(key) is not None]
+            row_keys = [key for key in row_keys if whole_number(key) is not None]
         bearing = sql.SQL(
             "SELECT k, identifier, source, marked, amount, date, currency, bearers::text, borne::text FROM (SELECT {},"
             " count(*) OVER (PARTITION BY {}) AS bearers, {} AS borne,"

@@ -59,8 +59,7 @@ class Redress:
         self._topic = topic
         self._reader = reader
         self._writer = writer
-        database = "database" if settings.is_one_database else "invoice database"
-        self._session = Session(settings.invoice_dsn.get_secret_value(), database)
+        self._session = Session(settings.invoice_dsn.get_secret_value(), settings.invoice_database)
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""

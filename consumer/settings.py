@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         return (self.source_topic, *self.retry_topics, self.replay_topic)
 
     @property
+    def invoice_database(self) -> str:
+        """What people call the database that the invoices are in."""
+        return "database" if self.is_one_database else "invoice database"
+
+    @property
     def is_one_database(self) -> bool:
         """Whether the CFO's table stands in the invoice database, so that one transaction holds everything."""
         return self.cfo_dsn is None or self.cfo_dsn == self.invoice_dsn
