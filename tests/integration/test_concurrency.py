@@ -137,3 +137,44 @@ def test_the_rules_of_one_mapping_serve_many_threads(settings: Settings, invoice
 
     with ThreadPoolExecutor(4) as pool:
         assert all(isinstance(each, Booked) for each in pool.map(work, ids))
+
+
+def test_bookings_repairs_remaps_and_reopenings_at_once_leave_one_transaction_each(
+    settings: Settings, invoices: InvoiceSystem, ledger: LedgerView
+) -> None:
+    ids = invoices.paid_invoices(40)
+
+    def book(service: CFOSyncService) -> None:
+        service.sync(dict.fromkeys(ids, 0))
+
+    def repair(service: CFOSyncService) -> None:
+        service.sync(dict.fromkeys(reversed(ids), 0), repair=True)
+
+    def one_by_one(service: CFOSyncService) -> None:
+        for invoice_id in ids:
+            service.sync_invoice_to_cfo(invoice_id, force_retry=True)
+
+    def remap(service: CFOSyncService) -> None:
+        for invoice_id in ids:
+            service.remap(invoice_id, entity="Corrected", by="clerk")
+
+    def work(act: Callable[[CFOSyncService], None]) -> None:
+        with CFOSyncService(settings) as service:
+            for _ in range(3):
+                act(service)
+
+    with ThreadPoolExecutor(5) as pool:
+        running = [pool.submit(work, act) for act in (book, repair, one_by_one, remap)]
+        for invoice_id in ids[::2]:
+            invoices.update(invoice_id, status="paid", amount_usd="150.00")
+        for each in running:
+            each.result()
+    with CFOSyncService(settings) as service:
+        service.sync(dict.fromkeys(ids, 0))
+        for invoice_id in ids:
+            service.remap(invoice_id, entity="Corrected", by="clerk")
+    assert ledger.count() == len(ids)
+    for number, invoice_id in enumerate(ids):
+        transaction = booked(invoices, ledger, invoice_id)
+        assert str(transaction["amount"]) == ("100.00" if number % 2 else "150.00")
+        assert transaction["classified_entity"] == "Corrected"
