@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -19,6 +20,11 @@ class Kafka(JavaPart):
     name = "kafka"
     title = "Kafka"
     port_names = ("port", "controller")
+
+    def __init__(self, folder: Path, *, detached: bool) -> None:
+        super().__init__(folder, detached=detached)
+        self.properties: dict[str, Any] = {}
+        """Further server properties, or others than ours; read at every start."""
 
     @property
     def bootstrap_servers(self) -> str:
@@ -53,6 +59,7 @@ class Kafka(JavaPart):
                 "broker.heartbeat.interval.ms": 500,
                 # The default takes a quarter of this heap.
                 "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+                **self.properties,
             },
         )
         if not (self.folder / "data" / "meta.properties").exists():
