@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check up down status clean lock
+.PHONY: help venv demo test check audit sbom up down status clean lock
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -11,7 +11,9 @@ find_python = for each in python3 python3.14 python3.13 python3.12 python3.11; d
 help:
 	@echo 'make demo    play the whole story on a private stack: PostgreSQL, Kafka, Debezium, no Docker'
 	@echo 'make test    run all tests (ARGS="-k name" passes arguments to pytest)'
-	@echo 'make check   lint, types and unit tests'
+	@echo 'make check   lint, types, unit tests and the audit'
+	@echo 'make audit   ask for known vulnerabilities of the Python packages, where that can be asked'
+	@echo 'make sbom    write dist/sbom.json (CycloneDX)'
 	@echo 'make up      start a stack in the background; its settings: .local/env'
 	@echo 'make status  what of it runs'
 	@echo 'make down    stop it; the data stays'
@@ -34,6 +36,13 @@ check: venv
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 	$(python) -m pytest tests/unit $(ARGS)
+	@$(MAKE) audit
+
+audit: venv
+	@exec $(python) -m deploy.supply audit
+
+sbom: venv
+	@exec $(python) -m deploy.supply sbom
 
 up: venv
 	@exec $(python) -m deploy.local up
@@ -53,5 +62,6 @@ compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 lock:
 	$(compile) pyproject.toml -o deploy/requirements/runtime.txt
 	$(compile) --extra dev --extra stack pyproject.toml deploy/requirements/build.in -o deploy/requirements/dev.txt
+	$(compile) deploy/requirements/tools.in -o deploy/requirements/tools.txt
 	@$(MAKE) venv
 	@exec $(python) -m deploy.local lock

@@ -62,7 +62,7 @@ def paged() -> dict[int | str, dict[str, Any]]:
 
 def documented_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documented answers: these, and those that every guarded path has."""
-    return {status: {"description": _MEANINGS[status]} for status in sorted({*statuses, 401, 403, 500, 503})}
+    return {status: {"description": _MEANINGS[status]} for status in sorted({*statuses, 401, 403, 429, 500, 503})}
 
 
 _MEANINGS: Final = {
@@ -72,6 +72,7 @@ _MEANINGS: Final = {
     409: "Its state does not allow it.",
     413: "The body is too large.",
     422: "Something is not valid: which field, what was found, what is allowed.",
+    429: "Too many wrong tokens came from the client's address.",
     500: "An error that nobody foresaw.",
     503: "Not now: try again after the seconds of Retry-After.",
 }

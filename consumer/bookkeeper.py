@@ -31,11 +31,9 @@ class Entry:
     def is_news(self) -> bool:
         """Whether the attempt changed anything that the log should tell."""
         sync = self.draft.sync
-        if sync is None or not sync.is_booked:
+        if sync is None or not sync.is_booked or sync.cfo_transaction_id != self.outcome.cfo_transaction_id:
             return True
-        if self.outcome.result == "adopted":
-            return not sync.adopted or sync.cfo_transaction_id != self.outcome.cfo_transaction_id
-        return self.outcome.result != "unchanged"
+        return not sync.adopted if self.outcome.result == "adopted" else self.outcome.result != "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +211,13 @@ class Bookkeeper:
     def _write_invoices(self, invoices: Connection, entries: Sequence[Entry], attempts: Mapping[int, int]) -> None:
         if not entries:
             return
+        facts = self._rules.target.facts.keys()
+        news = [entry for entry in entries if entry.is_news]
+        if self._databases.are_two:
+            news += _untold(invoices, [entry for entry in entries if not entry.is_news], facts)
         with invoices.pipeline():
             store.record_synced(invoices, [_synced_row(entry, attempts) for entry in entries])
-            facts = self._rules.target.facts.keys()
-            store.append_log(invoices, [_log_row(entry, facts) for entry in entries if entry.is_news])
+            store.append_log(invoices, [_log_row(entry, facts) for entry in news])
             store.complete(invoices, [entry.draft.invoice_id for entry in entries])
             store.resolve_dead_letters(invoices, [entry.draft.invoice_id for entry in entries])
 
@@ -247,6 +248,18 @@ def _keep_judgements(invoices: Connection, target: Target, steps: dict[int, Step
         values = {column: value for column, value in columns.items() if column is not None and value is not None}
         classification = draft.classification.model_copy(update=decided)
         steps[invoice_id] = Insert(replace(draft, classification=classification, values={**draft.values, **values}))
+
+
+def _untold(invoices: Connection, entries: Sequence[Entry], facts: Collection[str]) -> list[Entry]:
+    """Those whose facts the log does not know: an attempt that ended between the two commits had changed them."""
+    ours = [entry for entry in entries if entry.outcome.result == "unchanged"]
+    told = store.read_told(invoices, [entry.draft.invoice_id for entry in ours]) if ours else {}
+    return [
+        entry
+        for entry in ours
+        if (last := told.get(entry.draft.invoice_id)) is not None
+        and any(last.get(name) != entry.draft.values[name] for name in facts)
+    ]
 
 
 def _entry(draft: Draft, key: str, result: BookingResult, entity: str | None) -> Entry:

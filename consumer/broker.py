@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,6 @@ class Record:
     def of(cls, message: Message) -> Record:
         """Take over what a consumed message holds."""
         kind, timestamp = message.timestamp()
-        found = message.headers() or []
-        pairs = found.items() if isinstance(found, dict) else found
-        headers = [(name, _as_bytes(value)) for name, value in pairs]
         return cls(
             topic=message.topic() or "",
             partition=_number(message.partition()),
@@ -59,8 +57,19 @@ class Record:
             timestamp=timestamp if kind else -1,
             key=_as_bytes(message.key()),
             value=_as_bytes(message.value()),
-            headers=headers,
+            headers=headers_of(message),
         )
+
+
+def headers_of(message: Message) -> Headers:
+    """A message's headers; none when the name of one is no UTF-8: the client cannot tell then what any of them is."""
+    try:
+        found = message.headers() or []
+    except UnicodeDecodeError:
+        message.set_headers([])  # asked again, the client would give a list with holes, and the process would crash
+        return []
+    pairs = found.items() if isinstance(found, dict) else found
+    return [(name, _as_bytes(value)) for name, value in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +197,41 @@ def make_producer(settings: Settings, logger: Any) -> Producer:
     return Producer(config, logger=logger)
 
 
-def make_admin(settings: Settings, logger: Any) -> AdminClient:
+class Admin(AdminClient):
+    """A client for topics that remembers what keeps it from the brokers."""
+
+    def __init__(self, config: Mapping[str, Any], logger: Any) -> None:
+        causes: list[str] = []
+
+        def note(error: KafkaError) -> None:
+            causes[:] = [cause] if (cause := cause_of(error)) else causes
+
+        with_note: dict[str, Any] = {**config, "error_cb": note}
+        super().__init__(with_note, logger=logger)
+        self._causes = causes
+
+    def cause(self) -> str | None:
+        """What is wrong with certificate or login, as `cause_of` says it; None when nothing was heard of that."""
+        self.poll(0)
+        return self._causes[0] if self._causes else None
+
+
+def make_admin(settings: Settings, logger: Any) -> Admin:
     """A client for topics."""
-    config: dict[str, Any] = {**without(client_config(settings), CONSUMER_ONLY + PRODUCER_ONLY)}
-    return AdminClient(config, logger=logger)
+    return Admin(without(client_config(settings), CONSUMER_ONLY + PRODUCER_ONLY), logger)
+
+
+def cause_of(error: KafkaError) -> str | None:
+    """What a client's error says about certificate or login, and where that is set; None when it is about neither."""
+    text = re.sub(r" \(after \d+ms in state \w+\)$", "", error.str())  # so that it reads the same each time
+    if error.code() == KafkaError._AUTHENTICATION:
+        return f"{text}: see sasl.* in CFO_SYNC_KAFKA_CONFIG_FILE"
+    if error.code() == KafkaError._SSL:
+        names = "ssl.ca.location in CFO_SYNC_KAFKA_CONFIG_FILE, and the host names in CFO_SYNC_KAFKA_BOOTSTRAP_SERVERS"
+        return f"{text}: see {names}, which must be the certificate's"
+    if "SSL handshake failed" in text:
+        return f"{text}: see security.protocol in CFO_SYNC_KAFKA_CONFIG_FILE"
+    return None
 
 
 class Publisher:
@@ -200,13 +240,21 @@ class Publisher:
     def __init__(self, make: Callable[[], Producer]) -> None:
         self._make = make
         self._producer = make()
+        self._is_broken = False
 
     def serve(self) -> None:
         """Let the client tell what it has to tell; its log would else come all at once, hours later."""
-        self._producer.poll(0)
+        try:
+            self._producer.poll(0)
+        except KafkaException:
+            # Fatal, and logged: without Write on any topic, say, a producer gets no identity. There may be nothing to
+            # publish for long, so the next one is made when it is needed.
+            self._is_broken = True
 
     def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
         """Publish all, wait for all; gives those that were not confirmed, with the reason. Never raises for them."""
+        if self._is_broken:
+            self._renew()
         failed: dict[int, str] = dict.fromkeys(range(len(publications)), "not confirmed in time")
 
         def confirm(number: int) -> Callable[[KafkaError | None, Message], None]:
@@ -223,12 +271,23 @@ class Publisher:
                 self._produce(each, confirm(number))
             except (KafkaException, BufferError) as error:
                 failed[number] = str(error)
-        self._producer.flush(15)
+        try:
+            self._producer.flush(15)
+        except (KafkaException, SystemError) as error:
+            # Fatal: nothing of what was left will be confirmed. A callback that is called meanwhile makes a SystemError
+            # of it.
+            fatal = error if isinstance(error, KafkaException) else error.__cause__
+            why = fatal.args[0].str() if isinstance(fatal, KafkaException) else str(error)
+            failed = dict.fromkeys(failed, f"{why} (if it is not authorized: no Write on any topic)")
         if failed:
-            # A producer with a fatal error never works again, and what it still holds must not arrive after all.
-            self._producer.purge()
-            self._producer = self._make()
+            self._renew()
         return [(publications[number], reason) for number, reason in sorted(failed.items())]
+
+    def _renew(self) -> None:
+        # A producer with a fatal error never works again, and what it still holds must not arrive after all.
+        self._producer.purge()
+        self._producer = self._make()
+        self._is_broken = False
 
     def _produce(self, each: Publication, delivered: Callable[[KafkaError | None, Message], None]) -> None:
         while True:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
+from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
 from consumer import broker, ledger, mapping, migrations, topics
@@ -18,18 +19,49 @@ from consumer.settings import Settings
 SLOT: Final = "cfo_sync"  # as in debezium-connector.json
 PUBLICATION: Final = "cfo_sync_publication"
 
-_TABLES: Final = {
-    "crypto_invoices": ("SELECT",),
-    "crypto_clients": ("SELECT",),
-    "crypto_payment_transactions": ("SELECT",),
-    "crypto_invoice_cfo_sync": ("SELECT", "INSERT", "UPDATE"),
-    "crypto_cfo_sync_log": ("SELECT", "INSERT"),
-    "cfo_sync_dlq": ("SELECT", "INSERT", "UPDATE"),
-    "cfo_sync_actions": ("SELECT", "INSERT"),
-    "cfo_sync_reconciliations": ("SELECT", "INSERT", "DELETE"),
-    "cfo_sync_acknowledgements": ("SELECT", "INSERT", "UPDATE"),
-    "v_crypto_invoices_pending_sync": ("SELECT",),
-}
+# By table and privilege the columns; none means the whole table. As in schemas/roles/invoice_database.sql.
+_Needs: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
+_BOOKING_COLUMNS: Final = (
+    "cfo_transaction_id", "cfo_identifier", "adopted", "sync_status", "sync_timestamp", "entity_mapped",
+    "category_mapped", "confidence_score", "sync_error", "retry_count", "last_retry_at", "updated_at",
+)  # fmt: skip
+_RUN: Final[_Needs] = {
+    "crypto_invoices": {
+        "SELECT": (
+            "id", "invoice_number", "client_id", "status", "amount_usd", "paid_at", "billing_period", "description",
+            "crypto_currency", "crypto_amount", "crypto_network", "created_at", "updated_at",
+        )
+    },
+    "crypto_clients": {"SELECT": ("id", "name")},
+    "crypto_payment_transactions": {
+        "SELECT": (
+            "id", "invoice_id", "transaction_hash", "amount_received", "currency", "status", "detected_at",
+            "confirmed_at",
+        )
+    },
+    "crypto_invoice_cfo_sync": {"SELECT": (), "INSERT": (), "UPDATE": _BOOKING_COLUMNS},
+    "crypto_cfo_sync_log": {"SELECT": ("id", "invoice_id", "sync_status", "request_payload"), "INSERT": ()},
+    "cfo_sync_dlq": {"SELECT": ("invoice_id", "state"), "UPDATE": ("state", "outcome", "updated_at")},
+    "cfo_sync_actions": {"SELECT": ("id", "action", "invoice_id", "details")},
+}  # fmt: skip
+_OPERATORS: Final[_Needs] = {
+    **_RUN,
+    "crypto_cfo_sync_log": {"SELECT": (), "INSERT": ()},
+    "cfo_sync_dlq": {
+        "SELECT": (),
+        "INSERT": (),
+        "UPDATE": (
+            "state", "invoice_id", "error_code", "dlq_partition", "dlq_offset", "replay_count", "replay_id",
+            "changed_by", "reason", "outcome", "updated_at",
+        ),
+    },
+    "cfo_sync_actions": {"SELECT": (), "INSERT": ()},
+    "cfo_sync_reconciliations": {"SELECT": (), "INSERT": (), "DELETE": ()},
+    "cfo_sync_acknowledgements": {
+        "SELECT": (), "INSERT": (), "UPDATE": ("reason", "acknowledged_by", "acknowledged_at"),
+    },
+    "v_crypto_invoices_pending_sync": {"SELECT": ()},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +78,18 @@ class Finding:
         return asdict(self)
 
 
-def check(settings: Settings, kafka_log: logging.Logger) -> list[Finding]:
-    """Look at everything, in the order in which it is best mended. Raises `SettingsError` or `MappingError` only."""
+def check(settings: Settings, kafka_log: logging.Logger, *, operators: bool = False) -> list[Finding]:
+    """Look at everything, in the order in which it is best mended. Raises `SettingsError` or `MappingError` only.
+
+    The privileges are those that `run` needs; with `operators`, those of `api` and the operators' commands.
+    """
     rules = mapping.load(settings.mapping_file)
     findings = [Finding("mapping file", True, str(settings.mapping_file or "built in, the guide's"))]
     databases = Databases(settings, rules.target)
     try:
-        findings += _guarded("invoice database", lambda: list(_check_databases(settings, databases, rules.target)))
+        findings += _guarded(
+            "invoice database", lambda: list(_check_databases(settings, databases, rules.target, operators))
+        )
     finally:
         databases.forget()
     findings += _guarded("Kafka", lambda: list(_check_topics(settings, kafka_log)))
@@ -69,23 +106,29 @@ def _guarded(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(broken.database, False, message, "see PostgreSQL's message; check privileges and search_path")]
 
 
-def _check_databases(settings: Settings, databases: Databases, target: Target) -> Iterator[Finding]:
+def _check_databases(settings: Settings, databases: Databases, target: Target, operators: bool) -> Iterator[Finding]:
     with databases.invoices() as invoices:
         yield Finding("invoice database", True, _place(invoices))
         yield _check_migrations(invoices, settings)
-        yield from _check_privileges(invoices)
+        yield from _check_privileges(invoices, _OPERATORS if operators else _RUN)
         yield from _check_replication(invoices)
         with databases.cfo(invoices) as cfo:
             if cfo is not invoices:
                 yield Finding("CFO database", True, _place(cfo))
-            yield from _check_ledger(cfo, target)
+            yield from _check_ledger(cfo, target, operators)
 
 
 def _place(connection: Connection) -> str:
     info = connection.info
-    return (
-        f"{info.dbname} on {info.host}:{info.port} as {info.user}, PostgreSQL {info.parameter_status('server_version')}"
-    )
+    version = info.parameter_status("server_version")
+    return f"{info.dbname} on {info.host}:{info.port} as {info.user}, PostgreSQL {version}, {_tls(connection)}"
+
+
+def _tls(connection: Connection) -> str:
+    if not connection.pgconn.ssl_in_use:
+        return "no TLS"
+    verified = connection.info.get_parameters().get("sslmode") == "verify-full"
+    return "TLS, verified" if verified else "TLS, but not verified who answers (sslmode=verify-full)"
 
 
 def _check_migrations(connection: Connection, settings: Settings) -> Finding:
@@ -116,8 +159,20 @@ def _check_sequences(connection: Connection, table: str) -> Iterator[Finding]:
                           f"GRANT USAGE ON SEQUENCE {sequence} TO {connection.info.user};")  # fmt: skip
 
 
-def _check_privileges(connection: Connection) -> Iterator[Finding]:
-    for table, privileges in _TABLES.items():
+def _lacking(connection: Connection, table: str, privilege: str, columns: Sequence[str]) -> list[str]:
+    """The privilege, as GRANT wants it, if this role lacks it on one of the columns, or on the whole table."""
+    if not columns:
+        return [] if _one(connection, "SELECT has_table_privilege(%s, %s)", table, privilege) else [privilege]
+    names = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = ANY(%s::text[])"
+        " AND NOT attisdropped AND NOT has_column_privilege(attrelid, attnum, %s) ORDER BY attnum",
+        (table, list(columns), privilege),
+    ).fetchall()
+    return [f"{privilege} ({', '.join(ledger.quoted_column(name) for (name,) in names)})"] if names else []
+
+
+def _check_privileges(connection: Connection, needs: _Needs) -> Iterator[Finding]:
+    for table, privileges in needs.items():
         what = f"{'view' if table.startswith('v_') else 'table'} {table}"
         exists = _one(connection, "SELECT to_regclass(%s) IS NOT NULL", table)
         if not exists:
@@ -129,9 +184,7 @@ def _check_privileges(connection: Connection) -> Iterator[Finding]:
             )
             yield Finding(what, False, "missing", fix)
             continue
-        lacking = [
-            name for name in privileges if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, name)
-        ]
+        lacking = [each for name, columns in privileges.items() for each in _lacking(connection, table, name, columns)]
         yield Finding(
             what, not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
             f"GRANT {', '.join(lacking)} ON {table} TO {connection.info.user};",
@@ -178,8 +231,13 @@ def _check_replication(connection: Connection) -> Iterator[Finding]:
                       "see the connector's state: curl $CONNECT_URL/connectors/cfo-sync-invoices/status")  # fmt: skip
 
 
-def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
+def _check_ledger(connection: Connection, target: Target, operators: bool) -> Iterator[Finding]:
     table, name_in_sql = target.table, ledger.quoted(target.table)
+    schema = ledger.quoted(table.rpartition(".")[0])
+    if _one(connection, "SELECT has_schema_privilege(to_regnamespace(nullif(%s, '\"\"')), 'USAGE')", schema) is False:
+        yield Finding(f"CFO table {table}", False, "no privilege USAGE on its schema",
+                      f"GRANT USAGE ON SCHEMA {schema} TO {connection.info.user};")  # fmt: skip
+        return
     columns = ledger.read_columns(connection, table)
     if not columns:
         yield Finding(f"CFO table {table}", False, "missing", "name it in the mapping file, [target] table")
@@ -210,17 +268,16 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
         "there" if unique else "missing: bookings are serialised instead",
         f"CREATE UNIQUE INDEX CONCURRENTLY ON {name_in_sql} ({ledger.quoted_column(target.identifier)}){where};",
     )  # fmt: skip
-    for privilege in ("SELECT", "INSERT"):
-        if not _one(connection, "SELECT has_table_privilege(to_regclass(%s), %s)", name_in_sql, privilege):
-            yield Finding(f"CFO table {table}", False, f"no privilege {privilege}",
-                          f"GRANT {privilege} ON {name_in_sql} TO {connection.info.user};")  # fmt: skip
+    judged = [name for name in (target.entity, target.business_unit) if name is not None and operators]
+    read = [name for name in (target.id, target.identifier, target.source, target.entity, *judged) if name is not None]
+    for privilege, names in (("SELECT", [*read, *target.facts]), ("INSERT", list(target.columns))):
+        for lacking in _lacking(connection, name_in_sql, privilege, names):
+            yield Finding(f"CFO table {table}", False, f"no privilege {lacking}",
+                          f"GRANT {lacking} ON {name_in_sql} TO {connection.info.user};")  # fmt: skip
     # Facts for a booking, the other two for `remap`.
-    for name in dict.fromkeys((*target.facts, *filter(None, (target.entity, target.business_unit)))):
-        if name in columns and not _one(
-            connection, "SELECT has_column_privilege(to_regclass(%s), %s, 'UPDATE')", name_in_sql, name
-        ):
-            column = ledger.quoted_column(name)
-            fix = f"GRANT UPDATE ({column}) ON {name_in_sql} TO {connection.info.user};"
+    for name in dict.fromkeys((*target.facts, *judged)):
+        for lacking in _lacking(connection, name_in_sql, "UPDATE", [name]):
+            fix = f"GRANT {lacking} ON {name_in_sql} TO {connection.info.user};"
             yield Finding(f"updating {table}.{name}", False, "not allowed", fix)
     yield from _check_sequences(connection, name_in_sql)
 
@@ -228,21 +285,46 @@ def _check_ledger(connection: Connection, target: Target) -> Iterator[Finding]:
 def _check_topics(settings: Settings, kafka_log: logging.Logger) -> Iterator[Finding]:
     admin = broker.make_admin(settings, kafka_log)
     existing = topics.describe(admin)
-    yield Finding("Kafka", True, settings.kafka_bootstrap_servers)
+    protocol = broker.client_config(settings).get("security.protocol", "plaintext").upper()
+    yield Finding("Kafka", True, f"{settings.kafka_bootstrap_servers}, {protocol}")
+    yield from _check_acls(settings, admin)
     source = existing.get(settings.source_topic)
-    yield Finding(f"topic {settings.source_topic}", source is not None, f"{source} partitions" if source else "missing",
+    missing = "missing, or not for this login to see"
+    yield Finding(f"topic {settings.source_topic}", source is not None, f"{source} partitions" if source else missing,
                   "run `cfo-sync topics create`, then register the connector")  # fmt: skip
     largest = topics.max_message_bytes(admin, settings.source_topic) if source else topics.DEFAULT_MAX_MESSAGE_BYTES
     for name in (*settings.retry_topics, settings.dlq_topic, settings.replay_topic):
         if name not in existing:
-            yield Finding(f"topic {name}", False, "missing", "run `cfo-sync topics create`")
+            yield Finding(f"topic {name}", False, missing, "run `cfo-sync topics create`")
             continue
-        limit, wanted = topics.max_message_bytes(admin, name), largest + topics.HEADROOM_BYTES
+        limit = topics.max_message_bytes(admin, name)
+        if limit is None or largest is None:
+            found = f"{existing[name]} partitions; how large records may be is not for this login to see"
+            yield Finding(f"topic {name}", True, found)
+            continue
+        wanted = largest + topics.HEADROOM_BYTES
         yield Finding(
             f"topic {name}", limit >= wanted, f"{existing[name]} partitions, records up to {limit} bytes",
             f"kafka-configs --bootstrap-server {settings.kafka_bootstrap_servers} --alter --entity-type topics"
             f" --entity-name {name} --add-config max.message.bytes={wanted}",
         )  # fmt: skip
+
+
+def _check_acls(settings: Settings, admin: AdminClient) -> Iterator[Finding]:
+    """What `run` does with each topic, and with the group. Whether others may replay, only trying would tell."""
+    wanted: dict[str, tuple[str, ...]] = {settings.source_topic: ("Read",), settings.replay_topic: ("Read",)}
+    wanted |= {settings.dlq_topic: ("Write",)} | dict.fromkeys(settings.retry_topics, ("Read", "Write"))
+    permitted = topics.permitted(admin, wanted, settings.group_id)
+    login = broker.client_config(settings).get("sasl.username", "NAME")
+    for name, operations in (wanted | {"": ("Read",)}).items():
+        lacking = [each for each in operations if each not in permitted.get(name, operations)]
+        if lacking:
+            thing, option = (f"topic {name}", "--topic") if name else (f"group {settings.group_id}", "--group")
+            yield Finding(
+                f"access to {thing}", False, f"no {', no '.join(lacking)}",
+                f"kafka-acls --bootstrap-server {settings.kafka_bootstrap_servers} --add --allow-principal User:{login}"
+                f" {' '.join(f'--operation {each}' for each in lacking)} {option} {name or settings.group_id}",
+            )  # fmt: skip
 
 
 def _one(connection: Connection, query: str, *parameters: str) -> object:

@@ -104,10 +104,8 @@ def topics_create(
     settings = load_settings()
     admin = broker.make_admin(settings, _kafka_log())
     existing = topics.describe(admin)
-    source_bytes = topics.DEFAULT_MAX_MESSAGE_BYTES
-    if settings.source_topic in existing:
-        source_bytes = topics.max_message_bytes(admin, settings.source_topic)
-    plans = topics.plan(settings, existing, source_bytes, partitions)
+    source_bytes = topics.max_message_bytes(admin, settings.source_topic) if settings.source_topic in existing else None
+    plans = topics.plan(settings, existing, source_bytes or topics.DEFAULT_MAX_MESSAGE_BYTES, partitions)
     created = topics.create(admin, plans, existing)
     for plan in plans:
         state = "created" if plan.name in created else "exists"
@@ -115,14 +113,19 @@ def topics_create(
 
 
 @app.command()
-def check(as_json: AsJson = False) -> None:
+def check(
+    as_json: AsJson = False,
+    api: Annotated[
+        bool, typer.Option("--api", help="Also the privileges that `api` and the operators' commands need.")
+    ] = False,
+) -> None:
     """Look at everything that `run` needs, and say how to mend what is wrong.
 
     Exit code 1 if anything is, also if a database or the brokers are down.
     """
     from consumer import checks
 
-    findings = checks.check(load_settings(), _kafka_log())
+    findings = checks.check(load_settings(), _kafka_log(), operators=api)
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:

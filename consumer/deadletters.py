@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from consumer.headers import FailureHeaders
+from consumer.headers import FailureHeaders, moment_of
 from consumer.texts import utc_text
 
 State: TypeAlias = Literal["open", "replayed", "resolved", "discarded"]
@@ -61,7 +61,7 @@ class Letter:
         named = headers.invoice_id if headers.invoice_id is not None else invoice_id
         return cls(
             place=place,
-            dead_lettered_at=_moment(timestamp),
+            dead_lettered_at=moment_of(timestamp),
             failure_id=_storable(headers.failure_id),
             error_kind=_storable(headers.error_kind),
             error_code=_storable(headers.error_code),
@@ -353,13 +353,6 @@ def count(entries: Sequence[Entry], oldest_record: datetime | None) -> Stats:
         oldest_open=min(times, default=None),
         oldest_record=oldest_record,
     )
-
-
-def _moment(timestamp: int) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(timestamp / 1000, UTC) if timestamp >= 0 else None
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def _storable(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from confluent_kafka import Message
 
-from consumer import envelope, headers
+from consumer import broker, envelope, headers
 from consumer.broker import Record
 from consumer.deadletters import Filter, Letter, Place
 from consumer.envelope import Doorbell
@@ -19,8 +19,8 @@ from consumer.pipeline import VERSION
 from consumer.topic_reader import TopicReader
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
-_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 """What the clocks of two machines that write to one topic may differ."""
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,6 @@ def letter_of(record: Record) -> Letter:
 def _letter(message: Message) -> Letter:
     """The letter alone: the payload of a record that names its invoice in its headers is not even looked at."""
     kind, timestamp = message.timestamp()
-    found = message.headers() or []
-    pairs = found.items() if isinstance(found, dict) else found
     record = Record(
         topic=message.topic() or "",
         partition=message.partition() or 0,
@@ -156,7 +154,7 @@ def _letter(message: Message) -> Letter:
         timestamp=timestamp if kind else -1,
         key=None,
         value=None,
-        headers=[(name, _as_bytes(value)) for name, value in pairs],
+        headers=broker.headers_of(message),
     )
     headers_found = headers_of(record)
     invoice_id = headers_found.invoice_id
@@ -167,7 +165,7 @@ def _letter(message: Message) -> Letter:
 
 def headers_of(record: Record) -> FailureHeaders:
     here = Origin(record.topic, record.partition, record.offset, record.timestamp)
-    now = datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC)
+    now = headers.moment_of(record.timestamp) or _EPOCH
     found = headers.decode(record.headers, here, attempt=0, now=now, version=VERSION)
     # How many retries it had is only said in the header: on this topic stand all.
     for name, value in record.headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -13,8 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from consumer.attempts import Attempts
 from consumer.problems import Problem, of_exception
-from consumer.tokens import LOCAL, Actor, Tokens, bearer, is_loopback
+from consumer.tokens import LOCAL, SHORT, Actor, Tokens, bearer, is_loopback
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _BODY_SECONDS: Final = 10
@@ -49,6 +51,12 @@ class RequestMetrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=registry,
         )
+        # Requests refused for their token: none there, one that is not known, or too many of those from that address.
+        self.refused = Counter(
+            "cfo_sync_api_refused_tokens", "API requests refused for their token.", ("reason",), registry=registry
+        )
+        for reason in ("missing", "unknown", "limited"):
+            self.refused.labels(reason)
 
     def expect(self, route: str, method: str, statuses: Iterable[str]) -> None:
         """Begin these series at 0."""
@@ -69,6 +77,7 @@ class Gate:
         self._app = app
         self._tokens = tokens
         self._metrics = metrics
+        self._attempts = Attempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,14 +138,34 @@ class Gate:
             raise Problem(408, "request-too-slow", f"the body took longer than {_BODY_SECONDS} s") from None
 
     def _authenticate(self, scope: Scope) -> Actor:
+        """Who asks. Raises `Problem`.
+
+        Wrong tokens are limited by the client's address. Many clients may share one (a proxy's, a company's), so a
+        limit on everything that comes from it would let anybody there lock the operators out. But a limit that looks
+        at the token first would stop no guess: the right one would pass. What can be guessed at all is a short token:
+        beyond the limit these are refused unseen, right or wrong alike, while long ones are still looked up, since no
+        number of tries finds them.
+        """
         presented = bearer(scope["headers"])
         if presented is None:
+            self._metrics.refused.labels("missing").inc()
             challenge = 'Bearer realm="cfo-sync"'
             raise Problem(
                 401, "unauthorized", "send Authorization: Bearer <token>", headers={"WWW-Authenticate": challenge}
             )
-        actor = self._tokens.actor_of(presented)
+        address, now = (scope.get("client") or (None,))[0], time.monotonic()
+        wait = self._attempts.wait(address, now)
+        actor = self._tokens.actor_of(presented) if wait == 0 or len(presented) >= SHORT else None
+        if actor is None and wait > 0:
+            self._metrics.refused.labels("limited").inc()
+            raise Problem(
+                429, "too-many-attempts", "too many wrong tokens came from this address", retry_after=math.ceil(wait)
+            )
         if actor is None:
+            self._metrics.refused.labels("unknown").inc()
+            self._attempts.note(address, now)
+            if self._attempts.wait(address, now) > 0:
+                _LOG.warning("too many wrong tokens", address=address)
             challenge = 'Bearer realm="cfo-sync", error="invalid_token"'
             raise Problem(401, "unauthorized", "the token is not known", headers={"WWW-Authenticate": challenge})
         return actor

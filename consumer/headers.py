@@ -30,6 +30,14 @@ class Origin:
     timestamp: int
 
 
+def moment_of(timestamp: int) -> datetime | None:
+    """A record's timestamp as a time, UTC; None when it has none, or one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(timestamp / 1000, UTC) if timestamp >= 0 else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class FailureHeaders:
     """Everything that our headers say of one failed record."""
@@ -128,10 +136,11 @@ def decode(
 
     Never fails: a header that is missing or unreadable gets the value of a first failure at `here`, so that a record
     which somebody damaged, or produced by hand, is still handled. `attempt` comes from the topic, which cannot lie.
+    Every text is bounded, so that the record is never too large for our own topics.
     """
     fresh = first_failure(here, attempt=attempt, now=now, version=version)
     found = {
-        name[len(PREFIX) :]: value.decode("utf-8", "replace")
+        name[len(PREFIX) :]: _bounded(value[: MAX_TRACE_BYTES + 1].decode("utf-8", "replace"), MAX_TRACE_BYTES)
         for name, value in raw or ()
         if name.startswith(PREFIX) and value is not None
     }

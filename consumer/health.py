@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 # Longer than any batch may take: the worker's statements and waits all end far earlier.
 _STUCK_SECONDS: Final = 300.0
+_CONNECTIONS: Final = 32
 
 
 class Health:
@@ -60,9 +64,41 @@ class Health:
         return bool(body["ready"]), body
 
 
-class _Quiet(WSGIRequestHandler):
+class _Handler(WSGIRequestHandler):
+    timeout = 5.0  # seconds for one read or write
+
     def log_message(self, format: str, *args: Any) -> None:
         """Probes and scrapes are not news."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, so that nobody who connects and then is silent or slow keeps a probe waiting. When
+    there are too many the oldest is cut; a probe is answered at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._open: dict[Any, None] = {}
+        super().__init__(*arguments, **named)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Somebody connected."""
+        self._open[request] = None
+        if len(self._open) > _CONNECTIONS:
+            with suppress(StopIteration, OSError, RuntimeError):  # it may end by itself at this moment
+                oldest = next(iter(self._open))
+                self._open.pop(oldest, None)
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection ends."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is slow or leaves is no news; what goes wrong in the application wsgiref logs by itself."""
 
 
 def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> WSGIServer:
@@ -84,6 +120,6 @@ def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> 
         start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")])
         return [json.dumps(body).encode() + b"\n"]
 
-    server = make_server(host, port, application, handler_class=_Quiet)
+    server = make_server(host, port, application, server_class=_Server, handler_class=_Handler)
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
     return server

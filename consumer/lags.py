@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from consumer import broker
 from consumer.faults import Outage
+from consumer.headers import moment_of
 from consumer.partitions import Key, key_of
 from consumer.settings import Settings
 
@@ -201,7 +202,7 @@ class Lags:
                     start, end = wanted[key]
                     if error is None and offset >= start:
                         kind, stamp = message.timestamp()
-                        at = datetime.fromtimestamp(stamp / 1000, UTC) if kind and stamp >= 0 else None
+                        at = moment_of(stamp) if kind else None
                         # Written since we asked for the end: then there was none up to there.
                         found[key] = _Peek(start, end, offset, at) if offset < end else _Peek(start, end, None, None)
                     elif error is not None and error.code() == KafkaError._PARTITION_EOF:

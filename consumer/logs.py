@@ -11,18 +11,44 @@ from typing import Any, Final, Literal
 import structlog
 
 # C0 and C1 controls, and the marks that reorder text: a client's name must not forge or hide a line.
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+_SELDOM_SECONDS: Final = 10.0
 
 
 def _printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str):
-            kept = "\n" if name == "exception" else ""
-            event[name] = _UNPRINTABLE.sub(
-                lambda match: match[0] if match[0] == kept else f"\\u{ord(match[0]):04x}",  # noqa: B023  (called at once)
-                value,
-            )
+        event[name] = _escaped(value, kept="\n" if name == "exception" else "")
     return event
+
+
+def _escaped(value: Any, kept: str = "") -> Any:
+    match value:
+        case str():
+            return _UNPRINTABLE.sub(lambda mark: mark[0] if mark[0] == kept else f"\\u{ord(mark[0]):04x}", value)
+        case dict():
+            return {_escaped(name): _escaped(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_escaped(each) for each in value]
+        case _:
+            return value
+
+
+class _Seldom(logging.Filter):
+    """The Kafka client says of each try to connect, many a second, why it failed: once in ten seconds is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether nothing that differs in numbers only was let through just now."""
+        text = re.sub(r"\d+", "", record.getMessage())
+        if record.created - self._said.get(text, -_SELDOM_SECONDS) < _SELDOM_SECONDS:
+            return False
+        self._said = {each: at for each, at in self._said.items() if record.created - at < _SELDOM_SECONDS}
+        self._said[text] = record.created
+        return True
 
 
 def configure(level: str, style: Literal["json", "human"]) -> None:
@@ -52,3 +78,4 @@ def configure(level: str, style: Literal["json", "human"]) -> None:
     logging.root.handlers = [handler]
     logging.root.setLevel(level)
     logging.getLogger("yoyo").setLevel(logging.WARNING)
+    logging.getLogger("kafka").filters = [_Seldom()]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from decimal import Decimal
+from collections import Counter
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -27,8 +28,11 @@ from pydantic import (
 
 from consumer import templates
 from consumer.templates import Template
+from consumer.texts import found, printable
 
 DEFAULT_FILE: Final = Path(__file__).with_name("mapping.toml")
+MAX_BYTES: Final = 4 * 1024 * 1024
+_TOO_LARGE: Final = 10**100
 
 
 class MappingError(Exception):
@@ -41,14 +45,32 @@ def _as_template(value: object) -> Template:
     if isinstance(value, bool):
         return templates.parse("true" if value else "false")
     if isinstance(value, int | Decimal):
+        if isinstance(value, Decimal) and not value.is_finite() or abs(value) >= _TOO_LARGE:
+            raise ValueError("a number of at most 100 digits")
         return templates.parse(str(value))
     if isinstance(value, str):
         return templates.parse(value)
     raise ValueError(f"a template is text, a number or true/false, not {type(value).__name__}")
 
 
-_Text: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-_Column: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+def _text(text: str) -> str:
+    if not text.split() or "\0" in text:
+        raise ValueError("a text that is not blank, without the character NUL")
+    return text
+
+
+def _column(name: str) -> str:
+    if not _is_name(name):
+        raise ValueError("the name of a column: 1 to 63 bytes, none of them NUL")
+    return name
+
+
+def _is_name(name: str) -> bool:
+    return 0 < len(name.encode()) <= 63 and "\0" not in name
+
+
+_Text: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_text)]
+_Column: TypeAlias = Annotated[str, AfterValidator(_column)]
 _Columns: TypeAlias = dict[_Column, Annotated[Template, BeforeValidator(_as_template)]]
 
 
@@ -95,9 +117,13 @@ class Defaults(_Section):
 
 
 def _table_name(name: str) -> str:
-    if not all(0 < len(part) <= 63 for part in name.split(".")) or name.count(".") > 1:
-        raise ValueError("write table or schema.table")
+    if not all(map(_is_name, name.split("."))) or name.count(".") > 1:
+        raise ValueError("write table or schema.table, each 1 to 63 bytes")
     return name
+
+
+def _first_double(names: list[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 class Target(_Section):
@@ -117,9 +143,8 @@ class Target(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Target:
         names = [*self.facts, *self.judgements, *self.fixed]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"column {name!r} is filled twice")
+        if (twice := _first_double(names)) is not None:
+            raise ValueError(f"column {twice!r} is filled twice")
         if (template := self.fixed.get(self.identifier)) is None or template.text != "{identifier}":
             raise ValueError(
                 f'[target.fixed] must say {self.identifier} = "{{identifier}}": it is the key of a booking'
@@ -164,17 +189,13 @@ class Mapping(_Section):
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Mapping:
-        seen: dict[str, str] = {}
+        seen: dict[str, ClientRule] = {}
         for rule in self.client:
             for name in (rule.name, *rule.aliases):
-                if (other := seen.setdefault(normalise(name), rule.name)) != rule.name or (
-                    name == rule.name and sum(r.name == name for r in self.client) > 1
-                ):
-                    raise ValueError(f"client {name!r} stands in two rules, {other!r} and {rule.name!r}")
-        keywords = [normalise(rule.keyword) for rule in self.subcategory]
-        for keyword in keywords:
-            if keywords.count(keyword) > 1:
-                raise ValueError(f"keyword {keyword!r} stands in two rules")
+                if (other := seen.setdefault(normalise(name), rule)) is not rule:
+                    raise ValueError(f"client {name!r} stands in two rules, {other.name!r} and {rule.name!r}")
+        if (twice := _first_double([normalise(rule.keyword) for rule in self.subcategory])) is not None:
+            raise ValueError(f"keyword {twice!r} stands in two rules")
         return self
 
     @cached_property
@@ -206,23 +227,79 @@ class Mapping(_Section):
 
 
 def load(path: Path | None = None) -> Mapping:
-    """Read a mapping file, the guide's if none is named. Raises `MappingError`."""
+    """Read a mapping file, the guide's if none is named. Raises `MappingError`, a line for each mistake."""
     path = path or DEFAULT_FILE
+    name = f"mapping file {printable(path)}"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except OSError as error:
-        raise MappingError(f"mapping file {path}: {error.strerror} (named by CFO_SYNC_MAPPING_FILE)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MappingError(f"mapping file {path}: not TOML: {error}") from error
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise MappingError(f"{name}: {why} (named by CFO_SYNC_MAPPING_FILE)") from error
+    if len(content) > MAX_BYTES:
+        raise MappingError(f"{name}: larger than {MAX_BYTES:,} bytes (named by CFO_SYNC_MAPPING_FILE)")
+    try:
+        document = tomllib.loads(content.decode(), parse_float=_number)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise MappingError(f"{name}: not TOML: line {line} is not UTF-8: byte 0x{content[error.start]:02x}") from error
+    except RecursionError as error:
+        raise MappingError(f"{name}: not a mapping: brackets in brackets in brackets, too deep to read") from error
+    except ValueError as error:  # also numbers that Python refuses to read
+        raise MappingError(f"{name}: not TOML: {_toml_error(error, content.decode())}") from error
     try:
         return Mapping.model_validate(document)
     except ValidationError as error:
-        raise MappingError("\n".join(f"mapping file {path}: {line}" for line in _lines(error))) from error
+        raise MappingError("\n".join(f"{name}: {line}" for line in _lines(error))) from error
+
+
+def _number(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text[:40]} is no number that can be held") from None
+
+
+def _toml_error(error: ValueError, text: str) -> str:
+    """What the parser says, and the line that it says it of."""
+    place = re.search(r"\(at line (\d+), column \d+\)$", str(error))
+    lines = text.split("\n")
+    if place is None or int(place[1]) > len(lines):
+        return printable(str(error).partition("; use sys.")[0])
+    return f"{printable(error)}, found {found(lines[int(place[1]) - 1])}"
+
+
+_SECTIONS: Final[dict[str | int | None, type[BaseModel]]] = {
+    None: Mapping, "client": ClientRule, "other": Assignment, "subcategory": KeywordRule, "default": Defaults,
+    "target": Target,
+}  # fmt: skip
+_ALLOWED: Final = {
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "too_short": "must name at least one column",
+}
 
 
 def _lines(error: ValidationError) -> list[str]:
-    found: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False, include_context=False)]
-    return [
-        f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in found
-    ]
+    """A line for each mistake: where, what is allowed, what was found."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=False):
+        place, what, value = item["loc"], item["msg"].removeprefix("Value error, "), item["input"]
+        told = f"{_ALLOWED.get(item['type'], what)}, found {found(value)}"
+        if item["type"] == "missing":
+            told = f"is missing: {_wanted(place)}"
+        elif item["type"] == "extra_forbidden":
+            names = _SECTIONS[place[0] if len(place) > 1 else None].model_fields
+            told = f"is no key of a mapping; here stand {', '.join(names)}"
+        elif isinstance(value, dict) and item["type"] == "value_error":
+            told = what  # it names what it found
+        where = printable(".".join(str(part)[:63] for part in place)) or "the whole"
+        lines.append(f"{where}: {printable(told)}"[:800])  # names may be of any length
+    return lines
+
+
+def _wanted(place: tuple[int | str, ...]) -> str:
+    is_table = len(place) == 1 and place[0] in _SECTIONS or place in {("target", "facts"), ("target", "fixed")}
+    return f"write a table [{'.'.join(map(str, place))}]" if is_table else f'write {place[-1]} = "…"'

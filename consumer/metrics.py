@@ -31,7 +31,7 @@ SUCCESSES: Final = ("commit", "booking", "sweep")
 OTHER: Final = "other"
 # Codes that a record can fail with; a test finds those that are missing here.
 FAULT_CODES: Final = (
-    "not-json", "not-an-event", "table-unexpected",
+    "not-json", "nested-too-deeply", "number-too-large", "not-an-event", "table-unexpected",
     *(f"{field}-{state}" for field in ("event", "id", "status", "op", "after", "source")
       for state in ("missing", "invalid")),
     "invoice-number-missing", "client-missing", "amount-missing", "amount-invalid", "amount-not-positive",

@@ -53,7 +53,7 @@ def _describe_operation(operation: dict[str, Any]) -> None:
                 content["example"] = ANSWERS[name, status]
             if media_type == MEDIA_TYPE and status == "401":
                 response["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
-            if media_type == MEDIA_TYPE and status == "503":
+            if media_type == MEDIA_TYPE and status in ("429", "503"):
                 response["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
 
 

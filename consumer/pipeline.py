@@ -33,6 +33,9 @@ except PackageNotFoundError:  # a source tree that is not installed
     VERSION: Final = "unknown"  # type: ignore[misc]
 
 
+# No wait is longer than a day (`settings`): a damaged header must not stop its partition for ever.
+_LONGEST_WAIT: Final = timedelta(days=1, hours=1)
+
 RecordOutcome: TypeAlias = Literal["booked", "settled", "not-paid", "ignored", "duplicate", "retry", "dead-letter"]
 Stage: TypeAlias = Literal["decode", "sync", "mirror"]
 
@@ -127,11 +130,10 @@ class Pipeline:
         if self._attempts.get(message.topic() or "", 0) == 0:
             return None
         record = Record.of(message)
-        due = self._headers(record).not_before
-        if due is None or record.timestamp < 0:
+        due, written = self._headers(record).not_before, headers.moment_of(record.timestamp)
+        if due is None or due - (written or self._now()) <= _LONGEST_WAIT:
             return due
-        # No wait is longer than a day (`settings`): a damaged header must not stop its partition for ever.
-        return min(due, datetime.fromtimestamp(record.timestamp / 1000, UTC) + timedelta(days=1, hours=1))
+        return None if written is None else written + _LONGEST_WAIT
 
     def _decode(
         self, messages: Iterable[Message], handled: Handled

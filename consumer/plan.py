@@ -236,13 +236,13 @@ def amount_of(invoice: Invoice) -> Decimal:
     if not amount.is_finite():
         raise RecordFault("amount-invalid", f"amount_usd is {amount}")
     if amount <= 0:
-        raise RecordFault("amount-not-positive", f"amount_usd is {amount}, must be above 0")
+        raise RecordFault("amount-not-positive", f"amount_usd is {text[:40]}, must be above 0")
     try:
         cents = amount.quantize(CENT, context=_EXACT)
     except InvalidOperation as error:
         raise RecordFault("amount-invalid", f"amount_usd has more than {_EXACT.prec} digits") from error
     if amount != cents:
-        raise RecordFault("amount-not-cents", f"amount_usd is {amount}, more exact than a cent")
+        raise RecordFault("amount-not-cents", f"amount_usd is {text[:40]}, more exact than a cent")
     return cents
 
 

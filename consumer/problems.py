@@ -26,6 +26,7 @@ URN: Final = "urn:cfo-sync:problem:"
 
 TITLES: Final[Mapping[str, str]] = {
     "unauthorized": "A valid bearer token is needed",
+    "too-many-attempts": "Too many wrong tokens",
     "forbidden": "The token's role does not allow this",
     "cross-site": "Requests from other sites are refused",
     "host-not-local": "Only requests to this machine's own names are answered",

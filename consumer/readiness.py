@@ -11,7 +11,6 @@ from typing import Final, TypeAlias
 
 import psycopg
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
 from consumer import broker, sessions, store, topics
@@ -80,7 +79,7 @@ class Readiness:
         ]
         if not settings.is_one_database:
             self._probes.insert(1, _Probe(patience, (CFO_DATABASE,), self._ask_cfo_database))
-        self._admin: AdminClient | None = None
+        self._admin: broker.Admin | None = None
         self._lock = threading.Lock()
         self._found: Dependencies = {}
         self._found_at = -math.inf

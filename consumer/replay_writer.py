@@ -68,7 +68,10 @@ class ReplayWriter:
             producer = self._make()
             producer.init_transactions(_OPEN_TIMEOUT)
         except KafkaException as error:
-            raise Outage("broker", f"Kafka does not let us write to {self._topic}: {error.args[0].str()}") from error
+            why: str = error.args[0].str()
+            if error.args[0].code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                why = f"no Write on the transactional id {self._transactional_id}"
+            raise Outage("broker", f"Kafka does not let us write to {self._topic}: {why}") from error
         self._producer = producer
 
     def write(self, publications: Sequence[Publication]) -> None:
@@ -108,6 +111,10 @@ class ReplayWriter:
     def _topic(self) -> str:
         return self._settings.replay_topic
 
+    @property
+    def _transactional_id(self) -> str:
+        return f"{self._topic}-writer"
+
     def _make(self) -> Producer:
         shared = broker.without(broker.client_config(self._settings), broker.CONSUMER_ONLY)
         config: dict[str, Any] = {
@@ -121,7 +128,7 @@ class ReplayWriter:
             # shorter than the second.
             "delivery.timeout.ms": 10_000,
             "transaction.timeout.ms": 15_000,
-            "transactional.id": f"{self._topic}-writer",
+            "transactional.id": self._transactional_id,
             "enable.idempotence": True,
             "acks": "all",
         }

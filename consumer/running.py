@@ -124,4 +124,4 @@ def _wait_for_dependencies(
 def _need_topics(settings: Settings, kafka_log: logging.Logger) -> None:
     existing = topics.describe(broker.make_admin(settings, kafka_log))
     if missing := [name for name in (*settings.consumed_topics, settings.dlq_topic) if name not in existing]:
-        raise Outage("topics", f"no topic {', '.join(missing)}: run `cfo-sync topics create`")
+        raise Outage("topics", f"no topic {', '.join(missing)} that we may see: `cfo-sync check` tells how to mend it")

@@ -16,6 +16,7 @@ import uvicorn
 
 from consumer import broker, mapping, tokens
 from consumer.api import create_app
+from consumer.connections import Connection
 from consumer.dlq import DeadLetterQueue
 from consumer.readiness import Readiness
 from consumer.service import CFOSyncService
@@ -70,12 +71,13 @@ def serve(settings: Settings) -> None:
         log_config=None,  # our own goes on
         access_log=False,
         lifespan="off",
+        http=Connection,
         ws="none",
-        proxy_headers=False,
+        proxy_headers=False,  # anybody can send X-Forwarded-For
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are about what strangers send
     server = _Server(config)
     stop = threading.Event()
 

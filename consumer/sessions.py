@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg import Connection, sql
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 
 from consumer.faults import Fault, Outage, RecordFault, Transient
+
+T = TypeVar("T")
 
 
 class Verdict(Enum):
@@ -117,6 +121,22 @@ class Limits:
     idle_in_transaction: int = 45  # longer than a statement: one side waits for the other of two databases
     client_check: int = 2
     tcp: int = 20
+    answer: int = 40  # longer than a statement: then the server has stopped, or something on the way swallows packets
+
+
+class _Impatient(Connection):
+    """Gives up a server that is still there, as far as TCP can tell, but does not answer."""
+
+    patience: float
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None or self.info.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.pgconn.finish()  # what would still arrive answers nothing any more
+            raise psycopg.OperationalError(f"no answer for {self.patience:g} s") from error
 
 
 _LOGIN_REFUSED: Final = ("authentication failed", "no pg_hba.conf entry", "no password supplied", 'role "')
@@ -149,7 +169,7 @@ class Session:
         try:
             yield connection
         finally:
-            if connection.closed or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
                 self.close()
 
     def close(self) -> None:
@@ -161,7 +181,7 @@ class Session:
     def _connect(self) -> Connection:
         limits = self._limits
         try:
-            connection = psycopg.connect(
+            connection = _Impatient.connect(
                 self._dsn,
                 autocommit=True,
                 application_name=self._application,
@@ -176,7 +196,10 @@ class Session:
             # libpq gives no SQLSTATE for a connection that was refused: only its text tells.
             text = " ".join(str(error).split())[:500]
             reason = "login" if any(sign in text for sign in _LOGIN_REFUSED) else "unreachable"
+            if "certificate verify failed" in text:
+                text += ": sslrootcert in its DSN must name who issued its certificate"
             raise Outage(reason, f"{self.database}: {text}") from error
+        connection.patience = limits.answer
         settings = {
             "TimeZone": "UTC",
             "DateStyle": "ISO, YMD",

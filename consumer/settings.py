@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from consumer.retry import MAX_RETRIES
+from consumer.texts import found
 
 PREFIX: Final = "CFO_SYNC_"
 
@@ -47,16 +48,43 @@ def _delays(text: object) -> tuple[timedelta, ...]:
 
 
 def _dsn(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
     try:
-        conninfo_to_dict(secret.get_secret_value())
-    except ProgrammingError:
-        # The parser's own message may repeat the password.
-        raise ValueError("not a PostgreSQL connection string: write postgresql://user:password@host/dbname") from None
+        parts = conninfo_to_dict(text)
+        is_one = "\0" not in text  # libpq would read no further
+    except (ProgrammingError, UnicodeEncodeError):  # their texts may repeat the password
+        is_one = False
+    if not is_one:
+        raise ValueError("not a PostgreSQL connection string: write postgresql://user:password@host/dbname")
+    # Otherwise libpq takes a part of the password for one of these, and tells it when it cannot connect.
+    host, port, dbname = (str(parts.get(name) or "") for name in ("host", "port", "dbname"))
+    if "://" in text and ("@" in host + dbname or re.search(r"[^0-9,]", port)):
+        raise ValueError("in the password, characters like @ : / % must be percent-encoded")
     return secret
 
 
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("write one line without control characters")
+    return text
+
+
+def _file(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("write the path of a file")
+    return path
+
+
+def _above_zero(duration: timedelta) -> timedelta:
+    if not duration:
+        raise ValueError("write a duration above 0")
+    return duration
+
+
 Dsn: TypeAlias = Annotated[SecretStr, AfterValidator(_dsn)]
-Duration: TypeAlias = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+Line: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_line)]
+File: TypeAlias = Annotated[Path, AfterValidator(_file)]
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_above_zero)]
 TopicName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,230}$")]
 
 
@@ -75,29 +103,29 @@ class Settings(BaseSettings):
 
     invoice_dsn: Dsn = Field(description="The invoice system's database; the mapping and log tables live there too.")
     cfo_dsn: Dsn | None = Field(None, description="The CFO's database, when it is another one.")
-    kafka_bootstrap_servers: str = Field("localhost:9092", min_length=1, description="Kafka brokers, comma separated.")
-    kafka_config_file: Path | None = Field(None, description="librdkafka properties file, for SASL, TLS and tuning.")
+    kafka_bootstrap_servers: Line = Field("localhost:9092", description="Kafka brokers, comma separated.")
+    kafka_config_file: File | None = Field(None, description="librdkafka properties file, for SASL, TLS and tuning.")
     source_topic: TopicName = Field("invoicing.public.crypto_invoices", description="Where Debezium writes.")
-    group_id: str = Field("cfo-sync", min_length=1, description="Consumer group.")
+    group_id: Line = Field("cfo-sync", description="Consumer group.")
     topic_prefix: TopicName = Field("cfo-sync", description="Our own topics start with it.")
     retry_delays: Annotated[tuple[timedelta, ...], NoDecode, BeforeValidator(_delays)] = Field(
         tuple(timedelta(minutes=minutes) for minutes in (1, 5, 15)), description="Waits before the three retries."
     )
-    mapping_file: Path | None = Field(None, description="TOML mapping rules; without it, the guide's.")
+    mapping_file: File | None = Field(None, description="TOML mapping rules; without it, the guide's.")
     batch_size: int = Field(2000, ge=1, le=20_000, description="Records handled in one transaction at most.")
     sweep_interval: Duration = Field(timedelta(minutes=5), description="How often missed paid invoices are looked for.")
     sweep_grace: Duration = Field(timedelta(minutes=2), description="How old a paid invoice must be for the sweep.")
     breaker_consecutive_faults: int = Field(
         20, ge=2, description="So many database faults in a row are taken for an outage."
     )
-    api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API binds to.")
+    api_host: Line = Field("127.0.0.1", description="Address that the API binds to.")
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API.")
     api_token: SecretStr | None = Field(
         None, description="Bearer token of the API, or several name:role:token, comma separated."
     )
     monitor_interval: Duration = Field(timedelta(seconds=15), description="How often `api` looks at the pipeline.")
     reconcile_interval: Duration = Field(timedelta(hours=1), description="How often `api` reconciles the whole ledger.")
-    metrics_host: str = Field("0.0.0.0", min_length=1, description="Address that `run` serves /metrics on.")  # noqa: S104
+    metrics_host: Line = Field("0.0.0.0", description="Address that `run` serves /metrics on.")  # noqa: S104
     metrics_port: int = Field(9108, ge=0, le=65535, description="Port of /metrics and /readyz of `run`; 0 for none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
     log_format: Literal["json", "human"] = Field("json", description="One JSON object a line, or lines for people.")
@@ -133,19 +161,30 @@ class Settings(BaseSettings):
         return self.cfo_dsn is None or self.cfo_dsn == self.invoice_dsn
 
 
+_SECRETS: Final = {"invoice_dsn", "cfo_dsn", "api_token"}
+
+
 def load(**overrides: Any) -> Settings:
-    """Read the environment. Raises `SettingsError`, naming each variable that is wrong and what is allowed."""
+    """Read the environment. Raises `SettingsError`: a line for each variable that is wrong, with what was found in it
+    (unless it is a secret) and what is allowed."""
     try:
         return Settings(**overrides)
     except UnicodeDecodeError:
         # Its text would repeat the bytes, which may be a secret.
         raise SettingsError(".env: not UTF-8 text") from None
+    except OSError as error:
+        raise SettingsError(f".env: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         lines = []
-        for item in error.errors(include_url=False, include_context=False, include_input=False):
-            name = PREFIX + str(item["loc"][0]).upper()
-            what = item["msg"].removeprefix("Value error, ")
+        for item in error.errors(include_url=False, include_context=False):
+            field = str(item["loc"][0])
+            name = PREFIX + field.upper()
+            what = item["msg"].removeprefix("Value error, ").replace("Input should ", "must ")
             if item["type"] == "missing":  # only a DSN can be
                 what = f"is not set: write {name}=postgresql://user:password@host/dbname into the environment or ./.env"
+            elif item["type"] == "string_pattern_mismatch":
+                what = "write 1 to 230 of the characters A-Z a-z 0-9 . _ -"
+            if field not in _SECRETS:
+                what += f", found {found(item['input'])}"
             lines.append(f"{name}: {what}")
         raise SettingsError("\n".join(lines)) from None

@@ -261,6 +261,18 @@ def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
     )
 
 
+def read_told(connection: Connection, invoice_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the log last said was sent to the ledger, by invoice and column; remaps aside, which send no facts."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (invoice_id) invoice_id, request_payload FROM crypto_cfo_sync_log"
+        " WHERE invoice_id = ANY(%s::integer[]) AND sync_status = 'synced'"
+        " AND jsonb_typeof(request_payload) = 'object' AND request_payload ->> 'action' IS NULL"
+        " ORDER BY invoice_id, id DESC",
+        (number_array(invoice_ids),),
+    ).fetchall()
+    return dict(rows)
+
+
 def lock_invoice(connection: Connection, invoice_id: int) -> bool:
     """Wait for the invoice's row and hold it until the transaction ends, as a booking does; whether it is there."""
     row = connection.execute("SELECT FROM crypto_invoices WHERE id = %s FOR NO KEY UPDATE", (invoice_id,)).fetchone()

@@ -75,25 +75,27 @@ def parse(text: str) -> Template:
     def add(part: str | _Field) -> None:
         (parts if optional is None else optional).append(part)
 
+    if "\0" in text:
+        raise ValueError(f"{text[:80]!r}: a text without the character NUL, which PostgreSQL cannot hold")
     for token in _TOKEN.finditer(text):
         if token.start() > position:
             add(text[position : token.start()])
         position = token.end()
         if token["brace"]:
-            raise ValueError(f"{text!r}: a field is written {{name}} or {{function(name)}}")
+            raise ValueError(f"{text[:80]!r}: a field is written {{name}} or {{function(name)}}")
         if token["bracket"] == "[":
             if optional is not None:
-                raise ValueError(f"{text!r}: [ ] cannot be nested")
+                raise ValueError(f"{text[:80]!r}: [ ] cannot be nested")
             optional = []
         elif token["bracket"] == "]":
             if optional is None:
-                raise ValueError(f"{text!r}: ] without [")
+                raise ValueError(f"{text[:80]!r}: ] without [")
             segment, optional = tuple(optional), None
             parts.append(segment)
         else:
             add(_field(text, token["field"] or token["argument"], token["function"]))
     if optional is not None:
-        raise ValueError(f"{text!r}: [ without ]")
+        raise ValueError(f"{text[:80]!r}: [ without ]")
     if position < len(text):
         add(text[position:])
     return Template(text, tuple(parts))
@@ -101,9 +103,9 @@ def parse(text: str) -> Template:
 
 def _field(text: str, name: str, function: str | None) -> _Field:
     if name not in FIELDS:
-        raise ValueError(f"{text!r}: no field {name!r}; there are {', '.join(sorted(FIELDS))}")
+        raise ValueError(f"{text[:80]!r}: no field {name[:40]!r}; there are {', '.join(sorted(FIELDS))}")
     if function is not None and function not in FUNCTIONS:
-        raise ValueError(f"{text!r}: no function {function!r}; there are {', '.join(sorted(FUNCTIONS))}")
+        raise ValueError(f"{text[:80]!r}: no function {function[:40]!r}; there are {', '.join(sorted(FUNCTIONS))}")
     return _Field(name, function)
 
 

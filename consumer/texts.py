@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final
 
 
@@ -21,6 +22,15 @@ def printable(text: object) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
         for letter in str(text)
     )
+
+
+def found(value: object) -> str:
+    """A wrong value for an error message: short, on one line."""
+    try:
+        text = printable(value if isinstance(value, Decimal) else repr(value))
+    except (ValueError, RecursionError):  # integers of thousands of digits, nesting of thousands of levels
+        return "something too long to print"
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -17,7 +17,8 @@ Role: TypeAlias = Literal["viewer", "operator"]
 _VARIABLE: Final = f"{PREFIX}API_TOKEN"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _TOKEN: Final = re.compile(r"[!-~]+")  # what a header can carry
-_SHORT: Final = 16  # characters; fewer can be guessed
+SHORT: Final = 16
+"""Characters; a token with fewer can be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,10 @@ def parse(text: str | None) -> Tokens:
         raise SettingsError(f"{_VARIABLE}: holds no token; leave the variable away to serve this machine only")
     if len(entries) == 1 and ":" not in entries[0]:
         token = _checked(entries[0], "the token")
-        return Tokens(((sha256(token).digest(), Actor("operator", "operator")),), len(token) < _SHORT)
+        return Tokens(((sha256(token).digest(), Actor("operator", "operator")),), len(token) < SHORT)
     known: dict[bytes, Actor] = {}
     roles: dict[str, Role] = {}
-    shortest = _SHORT
+    shortest = SHORT
     for position, entry in enumerate(entries, 1):
         where = f"token {position} of {len(entries)}"
         actor, token = _entry(entry, where)
@@ -88,7 +89,7 @@ def parse(text: str | None) -> Tokens:
             raise SettingsError(f"{_VARIABLE}: {where}: stands there before")
         known[digest] = actor
         shortest = min(shortest, len(token))
-    return Tokens(tuple(known.items()), shortest < _SHORT)
+    return Tokens(tuple(known.items()), shortest < SHORT)
 
 
 def _entry(entry: str, where: str) -> tuple[Actor, bytes]:

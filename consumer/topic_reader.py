@@ -40,6 +40,7 @@ class TopicReader:
         self._logger = logger
         self._consumer: Consumer | None = None
         self._trouble: KafkaError | None = None
+        self._cause: str | None = None
 
     def __enter__(self) -> TopicReader:
         return self
@@ -145,12 +146,13 @@ class TopicReader:
 
     def _open(self) -> Consumer:
         if self._consumer is None:
-            self._trouble = None
+            self._trouble = self._cause = None
             self._consumer = broker.make_consumer(self._settings, self._logger, self._erred, lambda *_: None)
         return self._consumer
 
     def _erred(self, error: KafkaError) -> None:
         self._trouble = error
+        self._cause = broker.cause_of(error) or self._cause
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Ask a broker; again for a while when partitions are moving to other brokers."""
@@ -163,7 +165,8 @@ class TopicReader:
                 found: KafkaError = error.args[0]
                 if found.code() not in _MOVING or time.monotonic() > deadline:
                     away = found.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
-                    raise Outage(
-                        "broker", ("no Kafka broker answers: " if away else "Kafka: ") + found.str()
-                    ) from error
+                    if away and self._consumer is not None:
+                        self._consumer.poll(0)  # it calls `_erred`
+                    why = self._cause or found.str()
+                    raise Outage("broker", ("no Kafka broker answers: " if away else "Kafka: ") + why) from error
             time.sleep(0.1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from consumer.broker import Admin
 from consumer.faults import Outage
 from consumer.settings import Settings
 
@@ -26,24 +27,54 @@ class TopicPlan:
     config: dict[str, str]
 
 
-def describe(admin: AdminClient, timeout: float = 10.0) -> dict[str, int]:
-    """All topics and their number of partitions. Raises `Outage` when no broker answers."""
+def describe(admin: Admin, timeout: float = 10.0) -> dict[str, int]:
+    """All topics that we may see, and their number of partitions. Raises `Outage` when no broker lets us in."""
+    soon = min(2.0, timeout / 2)  # a wrong certificate or password shows by then, and no waiting mends it
     try:
-        metadata = admin.list_topics(timeout=timeout)
+        try:
+            metadata = admin.list_topics(timeout=soon)
+        except KafkaException:
+            if admin.cause() is not None:
+                raise
+            metadata = admin.list_topics(timeout=timeout - soon)
     except KafkaException as error:
-        raise Outage("broker", f"no Kafka broker answers: {error.args[0].str()}") from error
+        raise Outage("broker", f"no Kafka broker answers: {admin.cause() or error.args[0].str()}") from error
     return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
 
-def max_message_bytes(admin: AdminClient, topic: str, timeout: float = 10.0) -> int:
-    """The topic's `max.message.bytes`; Kafka's default when it cannot be read."""
+def permitted(admin: AdminClient, names: Iterable[str], group: str, timeout: float = 10.0) -> dict[str, set[str]]:
+    """What our login may do with each topic, and with the group (under the name ""): Read, Write, ...
+
+    Without an authorizer that is everything. What does not exist, or what the brokers do not tell of, is left out.
+    """
+    found = {}
+    asked: dict[str, Any] = {
+        **admin.describe_topics(
+            TopicCollection(list(names)), include_authorized_operations=True, request_timeout=timeout
+        ),
+        "": admin.describe_consumer_groups([group], include_authorized_operations=True, request_timeout=timeout)[group],
+    }
+    for name, future in asked.items():
+        try:
+            operations = future.result(timeout + 5).authorized_operations
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+                found[name] = set[str]()
+        else:
+            if operations:
+                found[name] = {each.name.title() for each in operations}
+    return found
+
+
+def max_message_bytes(admin: AdminClient, topic: str, timeout: float = 10.0) -> int | None:
+    """The topic's `max.message.bytes`; None when it may not be read."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
     try:
         entries = admin.describe_configs([resource], request_timeout=timeout)[resource].result(timeout)
     except KafkaException:
-        return DEFAULT_MAX_MESSAGE_BYTES
+        return None
     entry = entries.get("max.message.bytes")
-    return int(entry.value) if entry is not None and entry.value else DEFAULT_MAX_MESSAGE_BYTES
+    return int(entry.value) if entry is not None and entry.value else None
 
 
 def plan(settings: Settings, existing: Mapping[str, int], source_bytes: int, partitions: int) -> list[TopicPlan]:

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumer.broker import Publisher
+from consumer.broker import Publisher, cause_of
 from consumer.faults import Outage
 from consumer.health import Health
 from consumer.metrics import Metrics
@@ -38,8 +38,10 @@ _IDLE_SECONDS: Final = 1.0  # longest wait for a first record
 _GATHER_SECONDS: Final = 0.02  # wait for more records of the same batch
 _ASK_BROKER_SECONDS: Final = 3.0  # between questions whether a broker answers again
 _CLOSE_SECONDS: Final = 10.0  # for leaving the group
+_ASK_AGAIN_SECONDS: Final = 3.0  # for a partition that we may not read
 _KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
 _LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
+_DENIALS: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @dataclass(slots=True)
@@ -82,7 +84,9 @@ class Worker:
         self._hold: Hold | None = None
         self._hold_backoff = Backoff(0.5, 30, uniform)
         self._publish_backoff = Backoff(1, 30, uniform)
+        self._denied: str | None = None  # the topic that we may not read, or "" for the group that we may not join
         self._broker_asked_at: float | None = None  # when we last asked for it, while no broker answers
+        self._cause: str | None = None  # what is wrong with certificate or login, while no broker answers
         self._committing = False
         self._stopping = self._leaving = False
         self.is_closed = False
@@ -149,10 +153,16 @@ class Worker:
         batch: list[Message] = []
         for message in messages:
             if (error := message.error()) is not None:
-                if not self._partitions.reached_end(message):
+                if error.code() in _DENIALS:
+                    self._deny(message, error)
+                elif not self._partitions.reached_end(message):
                     _LOG.warning("kafka", error=error.str(), code=error.name())
+                elif message.topic() == self._denied:
+                    self._permit()
                 continue
             key = key_of(message)
+            if key[0] == self._denied:
+                self._permit()
             if not self._partitions.is_readable(key):
                 continue
             due = self._pipeline.not_before(message)
@@ -317,9 +327,12 @@ class Worker:
 
     def _broker_failed(self, error: KafkaError) -> None:
         """librdkafka goes on trying by itself; here it is only told."""
+        self._cause = cause_of(error) or self._cause
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._broker_asked_at is None:
             # Its own words count bootstrap addresses among the brokers: "0/2 brokers are down".
             detail = f"no broker of {self._settings.kafka_bootstrap_servers} answers"
+            if self._cause is not None:
+                detail += f": {self._cause}"
             _LOG.error("no broker answers", detail=detail)
             self._broker_asked_at = self._monotonic()
             self._metrics.hold.labels("broker").set(1)
@@ -333,9 +346,29 @@ class Worker:
             self._consumer.list_topics(self._settings.source_topic, 2)
         except KafkaException:
             return
-        self._broker_asked_at = None
+        self._broker_asked_at = self._cause = None
         _LOG.warning("a broker answers again")
         self._metrics.hold.labels("broker").set(0)
+        self._health.broker(None)
+
+    def _deny(self, message: Message, error: KafkaError) -> None:
+        """We may not read a topic, or not join the group. librdkafka goes on trying; here it is only told."""
+        topic, number = key_of(message)
+        detail = f"Kafka: no Read on {f'topic {topic}' if topic else f'group {self._settings.group_id}'}"
+        if self._denied != topic:
+            _LOG.error("not permitted", detail=detail, error=error.str())
+            self._denied = topic
+            self._metrics.hold.labels("privilege").set(1)
+            self._health.broker(Outage("privilege", detail))
+        offset = message.offset() or 0
+        if offset >= 0 and self._partitions.is_readable((topic, number)):
+            # Of a partition it says this once, and nothing when it ends: so let it fetch anew.
+            self._partitions.park((topic, number), offset, self._now() + timedelta(seconds=_ASK_AGAIN_SECONDS))
+
+    def _permit(self) -> None:
+        self._denied = None
+        _LOG.warning("permitted again")
+        self._metrics.hold.labels("privilege").set(0)
         self._health.broker(None)
 
     # -- assignment ----------------------------------------------------------------------------------------------------
@@ -352,6 +385,8 @@ class Worker:
     def _assigned(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         keys = self._partitions.add(partitions, paused=self._hold is not None)
         _LOG.info("partitions assigned", partitions=names(keys))
+        if self._denied == "":
+            self._permit()
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -1,6 +1,7 @@
 """Fixtures: the stack (PostgreSQL alone, or all of it), a fresh database per test, a service on it.
 
 Nothing is mocked: PostgreSQL, Kafka, Connect and Debezium are the real ones of deploy/local, started once per session.
+The product logs in as the roles of schemas/roles; see tests/roles.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from consumer.service import CFOSyncService
 from consumer.settings import Settings, load
 from deploy.local.preparation import prepare_database
 from deploy.local.stack import Stack
+from tests.roles import CFO_DATABASE, CONSUMER, as_role, create_roles, let_owner_watch
 from tests.support import InvoiceSystem, LedgerView
 
 _databases = itertools.count(1)
@@ -42,10 +44,13 @@ def postgres(stack: Stack) -> Stack:
         for name in ("fsync", "full_page_writes"):
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
         connection.execute("SELECT pg_reload_conf()")
+    let_owner_watch(stack.postgres.superuser_dsn())
     prepare_database(stack, TEMPLATE)
+    create_roles(stack.postgres.dsn(TEMPLATE))
     stack.postgres.create_database(TEMPLATE_CFO)
     with psycopg.connect(stack.postgres.dsn(TEMPLATE_CFO)) as connection:
         connection.execute(Path("schemas/reference/cfo_ledger.sql").read_bytes())
+    create_roles(stack.postgres.dsn(TEMPLATE_CFO), CFO_DATABASE)
     return stack
 
 
@@ -66,19 +71,27 @@ def dsn(postgres: Stack) -> str:
 
 
 @pytest.fixture(params=["one-database", "two-databases"])
-def settings(request: pytest.FixtureRequest, postgres: Stack, dsn: str) -> Settings:
+def settings(request: pytest.FixtureRequest, postgres: Stack, dsn: str, role: str) -> Settings:
     """Settings for a fresh database, in both layouts."""
     if request.param == "two-databases":
         # So that a booking in the wrong database is an error and not a success.
         with psycopg.connect(dsn) as connection:
             connection.execute("DROP TABLE transactions")
-        return make_settings(dsn, cfo_dsn=make_database(postgres, TEMPLATE_CFO))
-    return make_settings(dsn)
+        return make_settings(dsn, cfo_dsn=make_database(postgres, TEMPLATE_CFO), role=role)
+    return make_settings(dsn, role=role)
 
 
-def make_settings(dsn: str, **overrides: Any) -> Settings:
-    """Settings as `load` would make them, from arguments alone."""
-    return load(_env_file=None, invoice_dsn=dsn, **overrides)
+def make_settings(dsn: str, *, role: str = CONSUMER, cfo_dsn: str | None = None, **overrides: Any) -> Settings:
+    """Settings as `load` would make them, from arguments alone, with the role in place of the owner."""
+    if cfo_dsn is not None:
+        overrides["cfo_dsn"] = as_role(role, cfo_dsn)
+    return load(_env_file=None, invoice_dsn=as_role(role, dsn), **overrides)
+
+
+@pytest.fixture
+def role() -> str:
+    """The role that the settings of a test have: the consumer's, or what its module says instead."""
+    return CONSUMER
 
 
 @pytest.fixture

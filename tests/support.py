@@ -12,6 +12,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from tests.roles import as_owner
+
 _numbers = itertools.count(1)
 
 
@@ -19,8 +21,8 @@ class InvoiceSystem:
     """The invoice system of a test: writes its three tables as its services would, each call one transaction."""
 
     def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.connection = psycopg.connect(dsn, autocommit=True, options="-c TimeZone=UTC")
+        self.dsn = as_owner(dsn)
+        self.connection = psycopg.connect(self.dsn, autocommit=True, options="-c TimeZone=UTC")
 
     def close(self) -> None:
         self.connection.close()
@@ -140,8 +142,8 @@ class LedgerView:
     """The CFO's table of a test."""
 
     def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.connection = psycopg.connect(dsn, autocommit=True, options="-c TimeZone=UTC")
+        self.dsn = as_owner(dsn)
+        self.connection = psycopg.connect(self.dsn, autocommit=True, options="-c TimeZone=UTC")
 
     def close(self) -> None:
         self.connection.close()

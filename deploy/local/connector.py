@@ -18,14 +18,14 @@ def register_connector(url: str, definition: Mapping[str, Any]) -> None:
     Raises StackError with Connect's own words if it refuses.
     """
     path = f"/connectors/{quote(definition['name'])}/config"
-    status, answer = _request(url, "PUT", path, definition["config"])
+    status, answer = request(url, "PUT", path, definition["config"])
     if status not in (200, 201):
         raise StackError(f"Kafka Connect refuses the connector {definition['name']}: {answer.get('message', answer)}")
 
 
 def delete_connector(url: str, name: str) -> None:
     """Delete it, if it exists. Its replication slot stays in PostgreSQL."""
-    status, answer = _request(url, "DELETE", f"/connectors/{quote(name)}")
+    status, answer = request(url, "DELETE", f"/connectors/{quote(name)}")
     if status not in (204, 404):
         raise StackError(f"Kafka Connect does not delete the connector {name}: {answer.get('message', answer)}")
 
@@ -37,7 +37,7 @@ def wait_connector_running(url: str, name: str, timeout: float = 60) -> None:
     """
     deadline = time.monotonic() + timeout
     while True:
-        status, answer = _request(url, "GET", f"/connectors/{quote(name)}/status")
+        status, answer = request(url, "GET", f"/connectors/{quote(name)}/status")
         # 404 and 409 pass: a rebalance is going on.
         states = [answer["connector"], *answer["tasks"]] if status == 200 else []
         if len(states) > 1 and all(state["state"] == "RUNNING" for state in states):
@@ -50,7 +50,8 @@ def wait_connector_running(url: str, name: str, timeout: float = 60) -> None:
         time.sleep(0.1)
 
 
-def _request(url: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+def request(url: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    """Ask Connect: the status and what it answered. Asks again while a rebalance goes on. Raises StackError."""
     deadline = time.monotonic() + 30
     while True:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)

@@ -27,6 +27,11 @@ class Kafka(JavaPart):
         """Further server properties, or others than ours; read at every start."""
 
     @property
+    def controller_port(self) -> int:
+        """For listeners among the `properties`, which then must name ours too."""
+        return self._ports()["controller"]
+
+    @property
     def bootstrap_servers(self) -> str:
         """As Kafka clients want it."""
         return f"{LOOPBACK}:{self.port}"

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -28,15 +28,18 @@ def prepare(
     connector_name: str | None = None,
     connector_config: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
+    grant: Callable[[str], object] = lambda dsn: None,
 ) -> dict[str, str]:
     """Create the tables, our migrations, the topics and the connector; return the environment for the consumer.
 
     `connector_config` overrides entries of debezium-connector.json (say `database.dbname`, `slot.name`,
     `publication.name`, `topic.prefix` for a second database); `settings` are CFO_SYNC_* that differ from
-    `stack.environment(dbname)`. Waits until the connector and its task are RUNNING. May be repeated.
+    `stack.environment(dbname)`; `grant` is called with the owner's DSN once the tables stand. Waits until the connector
+    and its task are RUNNING. May be repeated.
     """
     environment = stack.environment(dbname) | dict(settings or {})
     prepare_database(stack, dbname, environment)
+    grant(stack.postgres.dsn(dbname))
     run_command(["topics", "create"], environment)
     if connector:
         definition = connector_definition(connector_name, {"database.dbname": dbname} | dict(connector_config or {}))

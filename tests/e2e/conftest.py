@@ -10,12 +10,14 @@ import pytest
 
 from deploy.local.stack import Stack
 from tests.e2e.harness import Pipeline
+from tests.roles import let_owner_watch
 
 
 @pytest.fixture(scope="session")
 def running_stack(stack: Stack) -> Stack:
     """PostgreSQL, Kafka and Connect, all running."""
     stack.up()
+    let_owner_watch(stack.postgres.superuser_dsn())
     return stack
 
 

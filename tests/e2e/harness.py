@@ -24,6 +24,7 @@ from deploy.local.connector import delete_connector
 from deploy.local.ports import choose_port
 from deploy.local.preparation import prepare
 from deploy.local.stack import Stack
+from tests.roles import CONSUMER, DEBEZIUM, create_roles, environment_as
 from tests.support import InvoiceSystem, LedgerView
 
 _pipelines = itertools.count(1)
@@ -121,13 +122,13 @@ class Pipeline:
         self.prefix = f"p{number}"
         self.connector = f"pipeline-{number}"
         self.source_topic = f"{self.prefix}.public.crypto_invoices"
-        self.environment = prepare(
+        environment = prepare(
             stack,
             dbname=self.dbname,
             connector_name=self.connector,
             connector_config={
                 "slot.name": f"slot_{number}",
-                "publication.name": f"publication_{number}",
+                "database.user": DEBEZIUM,
                 "topic.prefix": self.prefix,
                 **(connector or {}),
             },
@@ -139,7 +140,9 @@ class Pipeline:
                 "CFO_SYNC_LOG_FORMAT": "json",
                 **settings,
             },
+            grant=create_roles,
         )
+        self.environment = environment_as(CONSUMER, environment)
         self.settings = load(
             _env_file=None,
             **{

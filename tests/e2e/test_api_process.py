@@ -24,6 +24,7 @@ from consumer.serving import serve
 from consumer.settings import SettingsError
 from deploy.local.ports import choose_port
 from tests.conftest import make_settings
+from tests.roles import API, environment_as
 from tests.support import InvoiceSystem
 
 OPERATOR = "operators-token-of-this-test"
@@ -44,7 +45,7 @@ class ApiProcess:
                     **{name: value for name, value in os.environ.items() if not name.startswith("CFO_SYNC_")},
                     "CFO_SYNC_KAFKA_BOOTSTRAP_SERVERS": NOBODY,
                     "CFO_SYNC_API_PORT": "0",
-                    **environment,
+                    **environment_as(API, environment),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

@@ -40,6 +40,7 @@ from consumer.topic_reader import TopicReader
 from deploy.local.stack import Stack
 from tests.conftest import TEMPLATE, make_database
 from tests.e2e.harness import ConsumerProcess, wait_until
+from tests.roles import API, CONSUMER, as_role, environment_as
 from tests.support import InvoiceSystem, LedgerView
 
 PARTITIONS = 3
@@ -55,7 +56,7 @@ class Desk:
         self.stack, self.folder = stack, folder
         self.environment = {
             **stack.environment(),
-            "CFO_SYNC_INVOICE_DSN": make_database(stack, TEMPLATE),
+            "CFO_SYNC_INVOICE_DSN": as_role(API, make_database(stack, TEMPLATE)),
             "CFO_SYNC_SOURCE_TOPIC": f"desk{number}.invoices",
             "CFO_SYNC_GROUP_ID": f"desk{number}",
             "CFO_SYNC_TOPIC_PREFIX": f"desk{number}",
@@ -95,7 +96,7 @@ class Desk:
 
     def start_consumer(self) -> ConsumerProcess:
         self.create_topics(all_of_them=True)
-        process = ConsumerProcess(self.environment, self.folder / "consumer.log")
+        process = ConsumerProcess(environment_as(CONSUMER, self.environment), self.folder / "consumer.log")
         self.consumers.append(process)
         return process.wait_ready()
 

@@ -30,6 +30,7 @@ from consumer.monitor import Monitor
 from consumer.service import CFOSyncService
 from deploy.local.ports import choose_port
 from tests.e2e.harness import Pipeline, wait_until
+from tests.roles import API, environment_as, settings_as
 
 SHIPPED = Path("deploy/prometheus")
 HOW_TO = "prometheus is missing: install it (Debian and Ubuntu: apt-get install prometheus), see .ci/run"
@@ -104,7 +105,7 @@ def running_api(pipeline: Pipeline) -> Iterator[int]:
             [sys.executable, "-m", "consumer", "api"],
             env={
                 **os.environ,
-                **pipeline.environment,
+                **environment_as(API, pipeline.environment),
                 "CFO_SYNC_API_PORT": str(port),
                 "CFO_SYNC_MONITOR_INTERVAL": "1s",
             },
@@ -216,11 +217,12 @@ def test_the_lag_is_exact_when_idle_and_seen_when_no_consumer_runs(pipeline: Pip
         lags.close()
 
     # On the same stack: dead letters are counted, and read again only when something has changed.
-    service = CFOSyncService(pipeline.settings)
-    queue = CountingQueue(pipeline.settings, service)
+    settings = settings_as(API, pipeline.settings)
+    service = CFOSyncService(settings)
+    queue = CountingQueue(settings, service)
     with service, queue:
-        metrics = StateMetrics(pipeline.settings)
-        monitor = Monitor(pipeline.settings, service, queue, metrics)
+        metrics = StateMetrics(settings)
+        monitor = Monitor(settings, service, queue, metrics)
 
         def seen(state: str) -> float | None:
             monitor.refresh()

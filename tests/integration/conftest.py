@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from consumer.settings import Settings
 from deploy.local.stack import Stack
 from tests.conftest import TEMPLATE, TEMPLATE_CFO, make_database, make_settings
+from tests.roles import CFO_DATABASE
 
 TEMPLATE_INVOICES: Final = "template_invoices"
 """Without the CFO's table, so that a booking in the wrong database is an error and not a success."""
@@ -97,7 +98,7 @@ class Databases:
                 if self._ddl is not None:
                     connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(name)))
                     connection.execute(_DROP_ALL.encode())
-                    with psycopg.connect(dsn) as owner:
+                    with psycopg.connect(dsn, autocommit=True) as owner:
                         owner.execute(self._ddl)
                     self._fingerprints[dsn] = self._fingerprint(connection)
                     return True
@@ -132,7 +133,8 @@ def invoice_databases(postgres: Stack) -> Databases:
 
 @pytest.fixture(scope="session")
 def cfo_databases(postgres: Stack) -> Databases:
-    return Databases(postgres, TEMPLATE_CFO, Path("schemas/reference/cfo_ledger.sql").read_bytes())
+    ddl = Path("schemas/reference/cfo_ledger.sql").read_bytes() + CFO_DATABASE.read_bytes()
+    return Databases(postgres, TEMPLATE_CFO, ddl)
 
 
 @pytest.fixture
@@ -143,16 +145,16 @@ def dsn(single_databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def two_databases(invoice_databases: Databases, cfo_databases: Databases) -> Iterator[Settings]:
+def two_databases(invoice_databases: Databases, cfo_databases: Databases, role: str) -> Iterator[Settings]:
     """Settings for an invoice database and the CFO's."""
     with invoice_databases.one() as dsn, cfo_databases.one() as cfo_dsn:
-        yield make_settings(dsn, cfo_dsn=cfo_dsn)
+        yield make_settings(dsn, cfo_dsn=cfo_dsn, role=role)
 
 
 @pytest.fixture(params=["one-database", "two-databases"])
-def settings(request: pytest.FixtureRequest) -> Settings:
+def settings(request: pytest.FixtureRequest, role: str) -> Settings:
     """Settings for empty tables, in both layouts."""
     if request.param == "one-database":
-        return make_settings(request.getfixturevalue("dsn"))
+        return make_settings(request.getfixturevalue("dsn"), role=role)
     settings: Settings = request.getfixturevalue("two_databases")
     return settings

@@ -11,6 +11,7 @@ from consumer.differences import Difference, Summary
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import invoice_dsn, ledger_dsn
+from tests.roles import API, settings_as
 from tests.support import InvoiceSystem, LedgerView
 
 PAID: Final = datetime(2025, 10, 22, 23, 30)  # noqa: DTZ001 - as the invoice system holds it, UTC without a zone
@@ -22,7 +23,7 @@ class Books:
     """An invoice database and a ledger, with two invoices that are booked as they should be."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = settings = settings_as(API, settings)
         self.rules = mapping.load(settings.mapping_file)
         self.invoices = InvoiceSystem(invoice_dsn(settings))
         self.ledger = LedgerView(ledger_dsn(settings))

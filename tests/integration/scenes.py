@@ -13,9 +13,10 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from consumer import mapping
+from consumer import checks, mapping
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
+from tests.roles import as_owner
 from tests.support import InvoiceSystem, LedgerView
 
 _names = itertools.count(1)
@@ -25,13 +26,22 @@ KILLED: Final = "kill"
 
 
 def invoice_dsn(settings: Settings) -> str:
-    """The invoice database's DSN."""
-    return settings.invoice_dsn.get_secret_value()
+    """The invoice database's DSN, the owner's."""
+    return as_owner(settings.invoice_dsn.get_secret_value())
 
 
 def ledger_dsn(settings: Settings) -> str:
-    """The DSN of the database that the CFO's table is in."""
-    return (settings.cfo_dsn or settings.invoice_dsn).get_secret_value()
+    """The owner's DSN of the database that the CFO's table is in."""
+    return as_owner((settings.cfo_dsn or settings.invoice_dsn).get_secret_value())
+
+
+def grant_ledger(settings: Settings) -> None:
+    """For a ledger that is not the guide's: grant the settings' role there what `cfo-sync check --api` asks for."""
+    target = mapping.load(settings.mapping_file).target
+    with psycopg.connect((settings.cfo_dsn or settings.invoice_dsn).get_secret_value(), autocommit=True) as clerk:
+        for _ in range(2):  # what is in a schema that it may not enter, it does not see
+            findings = list(checks._check_ledger(clerk, target, operators=True))
+            execute(ledger_dsn(settings), *(each.fix for each in findings if each.fix.startswith("GRANT")))
 
 
 def execute(dsn: str, *statements: str) -> None:
@@ -73,6 +83,7 @@ def sabotage(
     execute(
         dsn,
         f"CREATE SEQUENCE {name}",  # a rollback does not count it back
+        f"GRANT USAGE ON SEQUENCE {name} TO PUBLIC",
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {when} THEN"
         f" IF nextval('{name}') <= {times} THEN {act} END IF; END IF; RETURN NEW; END $$",
         f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()",

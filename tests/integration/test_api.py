@@ -28,6 +28,7 @@ from tests.integration.scenes import (
     terminate_sessions,
 )
 from tests.integration.web import Web, serving
+from tests.roles import API
 from tests.support import InvoiceSystem, LedgerView
 
 # The guide's, copied.
@@ -171,6 +172,7 @@ def test_amounts_of_other_column_types_are_still_json(
         "DROP VIEW v_crypto_invoices_pending_sync, v_crypto_invoices_synced",
         f"ALTER TABLE crypto_invoices ALTER COLUMN amount_usd TYPE {kind} USING NULL",
         f"CREATE VIEW v_crypto_invoices_pending_sync AS {view}",
+        f"GRANT SELECT ON v_crypto_invoices_pending_sync TO {API}",
     )
     for amount in found:
         invoices.update(invoices.create_test_invoice(amount=None, status="paid"), amount_usd=amount)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from starlette.requests import Request
@@ -96,6 +97,46 @@ def test_who_may_do_what(guarded: Web, method: str, path: str) -> None:
         assert is_reached(as_viewer)
     else:
         assert (as_viewer.status_code, as_viewer.json()["code"]) == (403, "forbidden")
+
+
+def test_wrong_tokens_are_limited_by_address_and_lock_nobody_with_a_long_one_out() -> None:
+    short = "s3cret"
+    with serving(make_settings(NOWHERE), token=f"{TOKENS},x:viewer:{short}", pool=Unused()) as web:
+
+        def ask(token: str | None, address: str) -> httpx.Response:
+            return web.get("/api/openapi.json", token=token, address=address)
+
+        assert {ask(f"guess{number}", "192.0.2.1").status_code for number in range(9)} == {401}
+        assert {ask(None, "192.0.2.1").status_code for _ in range(20)} == {401}  # no token is no guess
+        assert ask(short, "192.0.2.1").status_code == 200
+        assert ask("guess", "192.0.2.1").status_code == 401
+        # From now on a right guess cannot be told from a wrong one.
+        for token in ("guess", short, f"{OPERATOR}x"):
+            refused = ask(token, "192.0.2.1")
+            assert (refused.status_code, refused.json()["code"]) == (429, "too-many-attempts")
+            assert 1 <= int(refused.headers["retry-after"]) <= 10
+            assert refused.headers["cache-control"] == "no-store"
+        assert ask(OPERATOR, "192.0.2.1").status_code == 200
+        assert ask(short, "192.0.2.2").status_code == 200
+        forwarded = web.get(
+            "/api/openapi.json", token=short, address="192.0.2.1", headers={"X-Forwarded-For": "192.0.2.9"}
+        )
+        assert forwarded.status_code == 429  # anybody can send that header
+        counts = {
+            reason: web.registry.get_sample_value("cfo_sync_api_refused_tokens_total", {"reason": reason})
+            for reason in ("missing", "unknown", "limited")
+        }
+    assert counts == {"missing": 20, "unknown": 10, "limited": 4}
+
+
+def test_a_token_is_replaced_without_an_interruption() -> None:
+    """Both are good while it is handed out; after the next start only the new one is."""
+    old, new = "treasury:operator:the-old-token-of-this-test", "treasury:operator:the-new-token-of-this-test"
+    statuses = []
+    for tokens in (f"{old},{new}", new):
+        with serving(make_settings(NOWHERE), token=tokens, pool=Unused()) as web:
+            statuses += [web.get("/api/openapi.json", token=each.rpartition(":")[2]).status_code for each in (old, new)]
+    assert statuses == [200, 200, 401, 200]
 
 
 def test_the_scheme_may_be_written_in_any_case(guarded: Web) -> None:

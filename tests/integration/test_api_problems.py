@@ -51,7 +51,8 @@ def test_a_sqlstate_is_judged_as_the_sync_judges_it(state: str) -> None:
 
 
 def test_every_fault_of_an_invoice_is_answered_with_the_invoice_and_a_field_or_a_conflict() -> None:
-    for code in codes("RecordFault") - {"not-json", "not-an-event", "table-unexpected"}:
+    of_records = {"not-json", "nested-too-deeply", "number-too-large", "not-an-event", "table-unexpected"}
+    for code in codes("RecordFault") - of_records:
         problem = refuse(code)
         assert problem.status in (404, 409, 422), code
         assert problem.invoice_id == 7

@@ -24,6 +24,7 @@ from deploy.local.stack import Stack
 from tests.conftest import make_settings
 from tests.integration.test_api import PENDING_ANSWER, STATUS_ANSWER, SYNC_ANSWER
 from tests.integration.web import OPERATOR, TOKENS, Web, serving
+from tests.roles import API
 from tests.support import InvoiceSystem
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.FILE.read_text(encoding="utf-8"))
@@ -100,7 +101,7 @@ def test_the_document_is_served_as_it_is(dsn: str) -> None:
 
 
 def test_the_last_reconciliation_is_given_with_amounts_as_numbers(dsn: str) -> None:
-    with serving(make_settings(dsn)) as web, CFOSyncService(make_settings(dsn)) as service:
+    with serving(make_settings(dsn)) as web, CFOSyncService(make_settings(dsn, role=API)) as service:
         none = web.get("/api/cfo-sync/reconciliation")
         assert (none.status_code, none.json()["code"]) == (404, "no-reconciliation")
         record_a_run(service)
@@ -136,6 +137,7 @@ def busy_web(dsn: str, postgres: Stack) -> Any:
     postgres.up(["postgres", "kafka"])
     configured = make_settings(
         dsn,
+        role=API,
         kafka_bootstrap_servers=postgres.kafka.bootstrap_servers,
         topic_prefix="api-schema",
         source_topic="api-source",
@@ -169,7 +171,7 @@ def test_the_api_keeps_to_its_document_whatever_is_asked(busy_web: Web) -> None:
     """Schemathesis: documented statuses, content types, headers and schemas; tokens needed; bad requests refused; no
     500. Each invoice that stands there is asked for, and then whatever comes."""
     schema = schemathesis.openapi.from_dict(copy.deepcopy(DOCUMENT))
-    schema.app = busy_web.app
+    schema.app = busy_web.app_for_many
     operations = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
     seen: dict[str, set[int]] = {}
     for operation in operations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -16,10 +17,13 @@ from consumer.checks import Finding, check
 from consumer.outcomes import Booked
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
+from consumer.sweep import Sweep
+from deploy.local.postgres import OWNER
 from deploy.local.preparation import create_reference_tables
 from deploy.local.stack import Stack
 from tests.conftest import make_database, make_settings
-from tests.integration.scenes import execute, invoice_dsn, ledger_dsn, login_role, write_mapping
+from tests.integration.scenes import execute, grant_ledger, invoice_dsn, ledger_dsn, login_role, write_mapping
+from tests.roles import API, settings_as
 from tests.support import InvoiceSystem
 
 LOG = logging.getLogger("kafka")
@@ -33,16 +37,21 @@ def _without_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_check_topics", lambda *_: iter(()))
 
 
-def bad(settings: Settings) -> dict[str, Finding]:
+def bad(settings: Settings, *, operators: bool = False) -> dict[str, Finding]:
     """What is not good, by what was looked at."""
-    found = [each for each in check(settings, LOG) if not each.good and not each.what.startswith(ELSEWHERE)]
+    found = [
+        each
+        for each in check(settings, LOG, operators=operators)
+        if not each.good and not each.what.startswith(ELSEWHERE)
+    ]
     for each in found:
         assert each.fix
     return {each.what: each for each in found}
 
 
 def test_a_prepared_installation_has_nothing_to_mend(settings: Settings) -> None:
-    findings = {each.what: each for each in check(settings, LOG)}
+    settings = settings_as(API, settings)
+    findings = {each.what: each for each in check(settings, LOG, operators=True)}
     assert [each.what for each in findings.values() if not each.good and not each.what.startswith(ELSEWHERE)] == []
     for what in ("mapping file", "invoice database", "migrations", "table crypto_invoice_cfo_sync", "wal_level",
                  "updating crypto_invoices.status", "CFO table transactions", "amount column amount",
@@ -90,7 +99,10 @@ def test_a_not_null_column_that_nothing_fills_is_found(two_databases: Settings, 
     assert list(found) == ["NOT NULL columns of transactions"]
     assert "tenant" in found["NOT NULL columns of transactions"].found
     edited = write_mapping(tmp_path, ("[target.fixed]", "[target.fixed]\ntenant = 7"))
-    assert bad(two_databases.model_copy(update={"mapping_file": edited})) == {}
+    filled = two_databases.model_copy(update={"mapping_file": edited})
+    assert bad(filled)["CFO table transactions"].found == 'no privilege INSERT ("tenant")'
+    grant_ledger(filled)
+    assert bad(filled) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +134,7 @@ def test_amount_columns_that_hold_cents_are_good(two_databases: Settings, kind: 
 def test_a_database_that_is_not_migrated_is_found(postgres: Stack) -> None:
     dsn = make_database(postgres, "template1")
     create_reference_tables(dsn)
-    found = bad(make_settings(dsn))
+    found = bad(make_settings(dsn, role=OWNER))
     assert {"migrations", "table crypto_invoice_cfo_sync", "table crypto_cfo_sync_log"} <= set(found)
     assert all("cfo-sync migrate" in each.fix for each in found.values())
 
@@ -167,9 +179,9 @@ def test_a_role_that_is_granted_exactly_what_check_asks_for_can_sync(
         owner.sync({again: 0})
     invoices.update(again, status="paid", amount_usd="150.00")
     for _ in range(3):
-        grant({ledger_dsn(settings), invoice_dsn(settings)}, bad(clerk))
+        grant({ledger_dsn(settings), invoice_dsn(settings)}, bad(clerk, operators=True))
 
-    assert set(bad(clerk)) <= {"migrations"}  # the next test's
+    assert set(bad(clerk, operators=True)) <= {"migrations"}  # the next test's
     with CFOSyncService(clerk) as service:
         service.verify()
         outcomes = service.sync({new: 0, again: 0})
@@ -183,7 +195,21 @@ def test_a_role_that_is_granted_exactly_what_check_asks_for_can_sync(
     assert reconcile.run_scheduled(clerk, rules) is not None
 
 
-def test_a_role_that_may_not_see_the_migrations_is_not_told_to_apply_them(clerk: Settings, settings: Settings) -> None:
+def test_a_role_that_is_granted_what_check_asks_for_run_can_run(
+    clerk: Settings, settings: Settings, invoices: InvoiceSystem
+) -> None:
+    paid, wrong = invoices.paid_invoice(), invoices.paid_invoice(amount=None)
     for _ in range(3):
         grant({ledger_dsn(settings), invoice_dsn(settings)}, bad(clerk))
+    with CFOSyncService(clerk) as service:
+        service.verify()
+        sweep = Sweep(clerk.model_copy(update={"sweep_grace": timedelta()}), service, lambda: 0.0)
+        assert isinstance(sweep.step()[paid], Booked)
+    assert invoices.invoice(paid)["status"] == "complete"
+    assert (invoices.sync_row(wrong) or {})["sync_status"] == "failed"
+
+
+def test_a_role_that_may_not_see_the_migrations_is_not_told_to_apply_them(clerk: Settings, settings: Settings) -> None:
+    for _ in range(3):
+        grant({ledger_dsn(settings), invoice_dsn(settings)}, bad(clerk, operators=True))
     assert bad(clerk) == {}

@@ -19,6 +19,7 @@ from consumer.service import CFOSyncService, fault_row
 from consumer.settings import Settings
 from consumer.sweep import Sweep
 from tests.integration.scenes import booked
+from tests.roles import API, settings_as
 from tests.support import InvoiceSystem, LedgerView
 
 ROUNDS = 50
@@ -142,6 +143,7 @@ def test_the_rules_of_one_mapping_serve_many_threads(settings: Settings, invoice
 def test_bookings_repairs_remaps_and_reopenings_at_once_leave_one_transaction_each(
     settings: Settings, invoices: InvoiceSystem, ledger: LedgerView
 ) -> None:
+    settings = settings_as(API, settings)
     ids = invoices.paid_invoices(40)
 
     def book(service: CFOSyncService) -> None:

@@ -17,7 +17,14 @@ from consumer.forecast import Forecaster
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import another_session, execute, invoice_dsn
+from tests.roles import API
 from tests.support import InvoiceSystem, LedgerView
+
+
+@pytest.fixture
+def role() -> str:
+    """Operators' work."""
+    return API
 
 
 def letter(invoice_id: int | None, *, failure_id: str = "f", replay_count: int = 0, age: float = 60) -> Letter:

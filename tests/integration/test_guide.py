@@ -10,6 +10,7 @@ import pytest
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import invoice_dsn, ledger_dsn
+from tests.roles import API, as_role
 from tests.support import InvoiceSystem, LedgerView
 
 NUMBER = "DPY-2025-10-0001"
@@ -46,8 +47,8 @@ def test_the_walk_through_of_the_guides_chapter_on_testing(
 def test_the_service_of_the_guides_manual_retry_takes_its_settings_from_the_environment(
     settings: Settings, invoices: InvoiceSystem, ledger: LedgerView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CFO_SYNC_INVOICE_DSN", invoice_dsn(settings))
-    monkeypatch.setenv("CFO_SYNC_CFO_DSN", ledger_dsn(settings))
+    monkeypatch.setenv("CFO_SYNC_INVOICE_DSN", as_role(API, invoice_dsn(settings)))
+    monkeypatch.setenv("CFO_SYNC_CFO_DSN", as_role(API, ledger_dsn(settings)))
     invoice_id = invoices.paid_invoice()
 
     sync_service = CFOSyncService()

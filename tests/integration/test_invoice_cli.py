@@ -16,6 +16,7 @@ from consumer import cli
 from consumer.service import CFOSyncService
 from consumer.settings import PREFIX, Settings
 from tests.integration.scenes import invoice_dsn, ledger_dsn
+from tests.roles import API, as_role
 from tests.support import InvoiceSystem
 
 Call: TypeAlias = Callable[..., tuple[int, str, str]]
@@ -28,9 +29,9 @@ def call(
     """Run `cfo-sync`; gives exit code, standard output and standard error."""
     for name in Settings.model_fields:
         monkeypatch.delenv(PREFIX + name.upper(), raising=False)
-    monkeypatch.setenv(PREFIX + "INVOICE_DSN", invoice_dsn(settings))
+    monkeypatch.setenv(PREFIX + "INVOICE_DSN", as_role(API, invoice_dsn(settings)))
     if settings.cfo_dsn is not None:
-        monkeypatch.setenv(PREFIX + "CFO_DSN", ledger_dsn(settings))
+        monkeypatch.setenv(PREFIX + "CFO_DSN", as_role(API, ledger_dsn(settings)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     handlers, level = logging.root.handlers, logging.root.level

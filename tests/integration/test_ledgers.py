@@ -16,7 +16,7 @@ from consumer.faults import Outage, RecordFault
 from consumer.outcomes import Booked, Faulted, Outcome
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
-from tests.integration.scenes import booked, write_mapping
+from tests.integration.scenes import booked, grant_ledger, write_mapping
 from tests.support import InvoiceSystem, LedgerView
 
 NUMBER = "DPY-2025-10-0001"
@@ -42,6 +42,7 @@ class Variant:
 
     def sync(self, *ids: int) -> dict[int, Outcome]:
         """By a new service."""
+        grant_ledger(self.settings)
         with CFOSyncService(self.settings) as service:
             return service.sync(dict.fromkeys(ids, 0))
 

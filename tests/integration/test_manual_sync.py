@@ -13,7 +13,14 @@ from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from consumer.store import FaultRow
 from tests.integration.scenes import another_session, booked, invoice_dsn, ledger_dsn, relent, sabotage
+from tests.roles import API
 from tests.support import InvoiceSystem, LedgerView
+
+
+@pytest.fixture
+def role() -> str:
+    """Operators' work."""
+    return API
 
 
 def sync_row(invoices: InvoiceSystem, invoice_id: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from deploy.local.preparation import create_reference_tables
 from deploy.local.stack import Stack
 from tests.conftest import make_database, make_settings
 from tests.integration.scenes import execute
+from tests.roles import create_roles
 from tests.support import InvoiceSystem, LedgerView
 
 NAMES = sorted(path.stem for path in Path("schemas/sql").glob("*.sql"))
@@ -103,6 +104,7 @@ def test_the_guides_own_tables_are_brought_up_to_date_and_keep_their_rows(fresh:
     assert (row["sync_status"], row["cfo_transaction_id"], row["entity_mapped"]) == ("synced", key, "Delta")
     assert str(row["created_at"]) == "2025-01-31 10:00:00"
     assert len(invoices.log(done)) == 1
+    create_roles(fresh)
     with CFOSyncService(make_settings(fresh)) as service:
         assert service.sync_invoice_to_cfo(done)["cfo_transaction_id"] == key
         assert service.sync_invoice_to_cfo(failed)["success"] is True

@@ -26,6 +26,7 @@ from consumer.service import CFOSyncService, fault_row
 from consumer.settings import Settings
 from deploy.local.stack import Stack
 from tests.conftest import make_settings
+from tests.roles import API
 from tests.support import InvoiceSystem, LedgerView
 
 KAFKA = {"consumer-lag", "consumer-group", "dead-letters"}
@@ -73,7 +74,7 @@ class Watch:
 @pytest.fixture
 def settings(dsn: str) -> Settings:
     """One layout: everything that the monitor reads itself stands in the invoice database."""
-    return make_settings(dsn)
+    return make_settings(dsn, role=API)
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def test_without_a_broker_the_databases_are_still_seen_and_nothing_old_is_shown(
 def test_a_database_that_goes_away_is_not_seen_and_later_is_again(
     postgres: Stack, dsn: str, make_watch: Callable[[Settings, CFOSyncService], Watch]
 ) -> None:
-    settings = make_settings(dsn)
+    settings = make_settings(dsn, role=API)
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     with CFOSyncService(settings) as service:
         watch = make_watch(settings, service).look()

@@ -21,6 +21,7 @@ from deploy.local.stack import Stack
 from tests.conftest import make_settings
 from tests.integration.reconciling import Books
 from tests.integration.scenes import invoice_dsn, login_role
+from tests.roles import API, as_role
 
 Call: TypeAlias = Callable[..., tuple[int, str, str]]
 
@@ -39,7 +40,7 @@ def call(
     """Run `cfo-sync reconcile`; gives exit code, standard output and standard error."""
     for name in Settings.model_fields:
         monkeypatch.delenv(PREFIX + name.upper(), raising=False)
-    monkeypatch.setenv(PREFIX + "INVOICE_DSN", invoice_dsn(books.settings))
+    monkeypatch.setenv(PREFIX + "INVOICE_DSN", as_role(API, invoice_dsn(books.settings)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     handlers, level = logging.root.handlers, logging.root.level

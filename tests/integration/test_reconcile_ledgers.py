@@ -12,7 +12,7 @@ import pytest
 from consumer.faults import Outage
 from tests.conftest import make_settings
 from tests.integration.reconciling import PAID, Books
-from tests.integration.scenes import write_mapping
+from tests.integration.scenes import grant_ledger, write_mapping
 
 Edits: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -36,7 +36,9 @@ def begin(books: Books, tmp_path: Path, *statements: str, edits: Edits = ()) -> 
     """The same databases with an altered ledger, and a mapping file that fits it."""
     for statement in statements:
         books.ledger.execute(statement)
-    return Books(books.settings.model_copy(update={"mapping_file": write_mapping(tmp_path, *edits)}))
+    settings = books.settings.model_copy(update={"mapping_file": write_mapping(tmp_path, *edits)})
+    grant_ledger(settings)
+    return Books(settings)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,15 @@ from consumer.headers import Origin, first_failure
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from tests.integration.scenes import booked, invoice_dsn, ledger_dsn, relent, sabotage, write_mapping
+from tests.roles import API
 from tests.support import InvoiceSystem, LedgerView
+
+
+@pytest.fixture
+def role() -> str:
+    """Operators' work."""
+    return API
+
 
 OLD, NEW = "Delta Mining Paraguay S.A.", "Delta Hosting Paraguay S.A."
 

@@ -13,7 +13,16 @@ from consumer.faults import RecordFault, Transient
 from consumer.outcomes import Booked, Faulted
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
-from tests.integration.scenes import another_session, booked, execute, ledger_dsn, sabotage, wait_until, waits_for_lock
+from tests.integration.scenes import (
+    another_session,
+    booked,
+    execute,
+    invoice_dsn,
+    ledger_dsn,
+    sabotage,
+    wait_until,
+    waits_for_lock,
+)
 from tests.support import InvoiceSystem, LedgerView
 
 BOOKED = (
@@ -168,7 +177,7 @@ def test_another_unique_key_of_the_ledger_that_refuses_a_record_is_a_fault_of_th
 def test_a_database_with_a_stricter_default_isolation_works_too(
     invoices: InvoiceSystem, ledger: LedgerView, settings: Settings
 ) -> None:
-    for dsn in {settings.invoice_dsn.get_secret_value(), ledger_dsn(settings)}:
+    for dsn in {invoice_dsn(settings), ledger_dsn(settings)}:
         name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
         execute(dsn, f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
     ids = invoices.paid_invoices(40)

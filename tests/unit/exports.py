@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from consumer.gate import RequestMetrics
 from consumer.metrics import Metrics, StateMetrics
 from consumer.settings import load
 
@@ -33,6 +34,7 @@ def exported() -> dict[str, list[dict[str, str]]]:
     state = StateMetrics(settings)
     for reading in (state.slot_active, state.slot_lag, state.slot_retained):
         reading.put({"cfo_sync": 1})
+    RequestMetrics(state.registry)
     for registry in (Metrics(settings.consumed_topics).registry, state.registry):
         for family in registry.collect():
             for sample in family.samples:

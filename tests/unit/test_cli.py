@@ -170,7 +170,9 @@ def test_what_is_wrong_with_a_mapping_file_is_told_without_the_validators_words(
     path.write_text(DEFAULT_FILE.read_text().replace('table = "transactions"', 'table = "a.b.c"'))
     monkeypatch.setenv(PREFIX + "MAPPING_FILE", str(path))
     assert call(monkeypatch, "pending") == 2
-    assert capsys.readouterr().err == f"cfo-sync: mapping file {path}: target.table: write table or schema.table\n"
+    assert capsys.readouterr().err == (
+        f"cfo-sync: mapping file {path}: target.table: write table or schema.table, each 1 to 63 bytes, found 'a.b.c'\n"
+    )
 
 
 def test_a_wrong_choice_is_told_without_the_validators_words(

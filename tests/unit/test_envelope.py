@@ -181,10 +181,10 @@ def test_the_least_and_the_greatest_id_ring(invoice_id: int) -> None:
         pytest.param(b"\xef\xbb\xbf" + encoded(envelope()), "not-json", id="byte-order-mark"),
         pytest.param(b'{"id": 1, "status": "p\xff"}', "not-json", id="invalid-utf-8"),
         pytest.param(b'{"id": 1, "status": "\\ud800"}', "not-json", id="half-a-surrogate-pair"),
-        pytest.param(b'{"id": 1e400, "status": "paid"}', "not-json", id="number-beyond-a-double"),
+        pytest.param(b'{"id": 1e400, "status": "paid"}', "id-invalid", id="number-beyond-a-double"),
         pytest.param(b'{"id": NaN, "status": "paid"}', "not-json", id="nan"),
-        pytest.param(b'{"id": ' + b"9" * 10_000 + b', "status": "paid"}', "not-json", id="ten-thousand-digits"),
-        pytest.param(b"[" * 100_000, "not-json", id="a-hundred-thousand-brackets"),
+        pytest.param(b'{"id": ' + b"9" * 10_000 + b', "status": "paid"}', "number-too-large", id="ten-thousand-digits"),
+        pytest.param(b"[" * 100_000, "nested-too-deeply", id="a-hundred-thousand-brackets"),
     ],
 )
 def test_what_is_no_event_is_a_fault_that_says_why(document: Any, code: str) -> None:

@@ -1,0 +1,1 @@
+"""Faults, and the proof that nothing is lost and nothing is booked twice."""
