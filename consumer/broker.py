@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -61,12 +62,17 @@ class Record:
         )
 
 
+# For a name that is no UTF-8 confluent-kafka gives a list with holes, and sets an exception that a plain call does not
+# look for once Python (3.11 on) has specialised it; whoever then looks into the list crashes the process. This one looks.
+_CALL_HEADERS: Final = methodcaller("headers")
+
+
 def headers_of(message: Message) -> Headers:
     """A message's headers; none when the name of one is no UTF-8: the client cannot tell then what any of them is."""
     try:
-        found = message.headers() or []
-    except UnicodeDecodeError:
-        message.set_headers([])  # asked again, the client would give a list with holes, and the process would crash
+        found = _CALL_HEADERS(message) or []
+    except (UnicodeDecodeError, SystemError):
+        message.set_headers([])  # asked again, it would give the list with holes
         return []
     pairs = found.items() if isinstance(found, dict) else found
     return [(name, _as_bytes(value)) for name, value in pairs]

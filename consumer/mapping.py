@@ -13,7 +13,7 @@ from collections import Counter
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +32,6 @@ from consumer.texts import found, printable
 
 DEFAULT_FILE: Final = Path(__file__).with_name("mapping.toml")
 MAX_BYTES: Final = 4 * 1024 * 1024
-_TOO_LARGE: Final = 10**100
 
 
 class MappingError(Exception):
@@ -45,7 +44,8 @@ def _as_template(value: object) -> Template:
     if isinstance(value, bool):
         return templates.parse("true" if value else "false")
     if isinstance(value, int | Decimal):
-        if isinstance(value, Decimal) and not value.is_finite() or abs(value) >= _TOO_LARGE:
+        number = Decimal(value)
+        if not number.is_finite() or number.adjusted() >= 100:
             raise ValueError("a number of at most 100 digits")
         return templates.parse(str(value))
     if isinstance(value, str):
@@ -301,5 +301,5 @@ def _lines(error: ValidationError) -> list[str]:
 
 
 def _wanted(place: tuple[int | str, ...]) -> str:
-    is_table = len(place) == 1 and place[0] in _SECTIONS or place in {("target", "facts"), ("target", "fixed")}
+    is_table = (len(place) == 1 and place[0] in _SECTIONS) or place in {("target", "facts"), ("target", "fixed")}
     return f"write a table [{'.'.join(map(str, place))}]" if is_table else f'write {place[-1]} = "…"'

@@ -17,7 +17,11 @@ def key_of(message: Message) -> Key:
 
 
 class Partitions:
-    """State of the assignment. librdkafka forgets pauses when it assigns; this does not."""
+    """State of the assignment.
+
+    What librdkafka keeps of a pause over a reassignment depends on how it came to that: of partitions that were lost it
+    keeps it for ever, of others it may forget it. So pauses are set anew, both ways, whenever partitions come.
+    """
 
     def __init__(self, consumer: Consumer, now: Callable[[], datetime]) -> None:
         self._consumer = consumer
@@ -37,7 +41,11 @@ class Partitions:
         self._consumer.incremental_assign(partitions)
         keys = _keys(partitions)
         self.assigned |= keys
-        self._pause(self.assigned if paused else self.parked)
+        if paused:
+            self.pause()
+        else:
+            self.resume()
+            self._pause(self.parked)
         return keys
 
     def drop(self, partitions: list[TopicPartition]) -> set[Key]:

@@ -95,6 +95,24 @@ def test_a_killed_broker_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline)
     assert pipeline.dead_letters() == []
 
 
+def test_partitions_that_were_lost_during_a_hold_are_read_again(pipeline: Pipeline) -> None:
+    # librdkafka keeps the pause of a partition that it lost: the fault campaign found consumers that owned partitions
+    # and read nothing of them until they were restarted.
+    properties = pipeline.folder / "kafka.properties"
+    properties.write_text("session.timeout.ms=6000\nheartbeat.interval.ms=1000\n")
+    consumer = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
+    pipeline.ledger.execute("ALTER TABLE transactions RENAME currency TO gone")
+    pipeline.invoices.paid_invoices(10)
+    wait_until(lambda: consumer.ready().get("hold") == "schema", "the hold")
+    pipeline.stack.kafka.pause()
+    wait_until(lambda: consumer.events("partitions revoked"), "the partitions to be lost")
+    pipeline.ledger.execute("ALTER TABLE transactions RENAME gone TO currency")
+    wait_until(lambda: consumer.events("hold ended"), "the end of the hold")
+    pipeline.stack.kafka.resume()
+    pipeline.invoices.paid_invoices(90)
+    pipeline.assert_drained(100)
+
+
 def test_a_killed_consumers_statement_is_waited_for(pipeline: Pipeline) -> None:
     # A trigger makes the ledger's insert slow, so that the kill hits the middle of the statement.
     pipeline.ledger.execute(

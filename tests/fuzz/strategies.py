@@ -29,7 +29,7 @@ TEXTS: Final = (
     '</script><script>alert("x")</script>',
     '"}],"amount_usd":1e9,"x":[{"y":"',
     "\\u0000 \\x00 \\0 \\ \\\\",
-    "🏴‍☠️ e\u0301 ﷽ שלום 株式会社 ẞ İ ı",
+    "🏴‍☠️ e\u0301 ﷽ שלום 株式会社 ẞ İ",
     "0x" + "f" * 18,
     "  padded  ",
     "null",

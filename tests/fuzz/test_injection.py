@@ -214,9 +214,7 @@ def _restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize("style", ["json", "human"])
-def test_a_log_line_stays_one_line_wherever_the_text_stands(
-    capsys: pytest.CaptureFixture[str], style: Any
-) -> None:
+def test_a_log_line_stays_one_line_wherever_the_text_stands(capsys: pytest.CaptureFixture[str], style: Any) -> None:
     logs.configure("INFO", style)
     log = structlog.get_logger("worker")
     for text in TEXTS:

@@ -105,12 +105,16 @@ def peak_bytes(consumer: ConsumerProcess) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
+def headers_of(message: Message) -> Any:
+    return message.headers() or []
+
+
 def foreign(message: Message) -> Any:
-    return [(name, value) for name, value in message.headers() or [] if not name.startswith(PREFIX)]
+    return [(name, value) for name, value in headers_of(message) if not name.startswith(PREFIX)]
 
 
-def code(message: Message) -> str:
-    return str(dict(message.headers() or [])[PREFIX + "error-code"], "utf-8")  # type: ignore[arg-type]
+def code(message: Message) -> Any:
+    return next(value.decode() for name, value in headers_of(message) if name == PREFIX + "error-code")
 
 
 def test_poison_goes_to_the_dead_letters_byte_for_byte_and_the_good_are_booked(pipeline: Pipeline) -> None:
@@ -131,7 +135,7 @@ def test_poison_goes_to_the_dead_letters_byte_for_byte_and_the_good_are_booked(p
     sent: Counter[tuple[bytes | None, bytes, str | None]] = Counter()
     for number, value in enumerate(poison):
         key = KEYS[number % len(KEYS)] if len(value) < SIZE else None
-        headers = FOREIGN + (LYING if number % 20 == 0 and len(value) < SIZE else [])
+        headers: Any = FOREIGN + (LYING if number % 20 == 0 and len(value) < SIZE else [])
         producer.produce(pipeline.source_topic, value=value, key=key, headers=headers)
         sent[key, value, fault_code(value)] += 1
         if number % 20 == 0:
