@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check audit sbom up down status clean lock
+.PHONY: help venv demo test faults check audit sbom up down status clean lock
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -11,6 +11,7 @@ find_python = for each in python3 python3.14 python3.13 python3.12 python3.11; d
 help:
 	@echo 'make demo    play the whole story on a private stack: PostgreSQL, Kafka, Debezium, no Docker'
 	@echo 'make test    run all tests (ARGS="-k name" passes arguments to pytest)'
+	@echo 'make faults  the fault campaign and the whole crash matrix: about an hour; reports in docs/evidence'
 	@echo 'make check   lint, types, unit tests and the audit'
 	@echo 'make audit   ask for known vulnerabilities of the Python packages, where that can be asked'
 	@echo 'make sbom    write dist/sbom.json (CycloneDX)'
@@ -30,6 +31,16 @@ demo: venv
 
 test: venv
 	@exec $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Its seed, printed with every schedule; `make faults SEED=7` draws another one.
+SEED ?= 1
+crash_matrix = docs/evidence/faults-crash-matrix.json
+
+faults: venv
+	@rm -f $(crash_matrix)
+	CFO_SYNC_TEST_LONG=1 CFO_SYNC_TEST_REPORT=$(crash_matrix) $(python) -m pytest tests/faults/test_crash_matrix.py
+	$(python) -m tests.faults --layout one-database --seed $(SEED) --minutes 30 --survivor
+	$(python) -m tests.faults --layout two-databases --seed $(SEED) --minutes 15 --survivor
 
 check: venv
 	$(python) -m ruff check .

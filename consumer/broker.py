@@ -63,7 +63,7 @@ class Record:
 
 
 # For a name that is no UTF-8 confluent-kafka gives a list with holes, and sets an exception that a plain call does not
-# look for once Python (3.11 on) has specialised it; whoever then looks into the list crashes the process. This one looks.
+# look for once Python (3.11 on) has specialised it; who then looks into the list crashes the process. This one looks.
 _CALL_HEADERS: Final = methodcaller("headers")
 
 

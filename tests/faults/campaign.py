@@ -38,7 +38,7 @@ from tests.faults.workload import Workload
 
 Layout: TypeAlias = Literal["one-database", "two-databases"]
 DISTURBED: Final = ("sqlstate-55p03", "sqlstate-40p01", "sqlstate-57014", "row-locked")
-_RETRY_DELAYS: Final = "2s,4s,6s"
+RETRY_DELAYS: Final = "2s,4s,6s"
 _NEVER: Final = "1d"
 _SHUTDOWN_SECONDS: Final = 30
 
@@ -158,7 +158,9 @@ class Replica:
 class Pipeline:
     """Databases, topics, a connector, proxies and three replicas (and a spare one) of one campaign."""
 
-    def __init__(self, stack: Stack, folder: Path, layout: Layout, *, max_skew: float = 20) -> None:
+    def __init__(
+        self, stack: Stack, folder: Path, layout: Layout, *, retry_delays: str = RETRY_DELAYS, max_skew: float = 20
+    ) -> None:
         self.stack = stack
         self.layout = layout
         self.max_skew = max_skew
@@ -183,7 +185,7 @@ class Pipeline:
             "CFO_SYNC_SOURCE_TOPIC": f"{name}.public.crypto_invoices",
             "CFO_SYNC_GROUP_ID": name,
             "CFO_SYNC_TOPIC_PREFIX": name,
-            "CFO_SYNC_RETRY_DELAYS": _RETRY_DELAYS,
+            "CFO_SYNC_RETRY_DELAYS": retry_delays,
             "CFO_SYNC_SWEEP_INTERVAL": _NEVER,
             "CFO_SYNC_LOG_FORMAT": "json",
         }
@@ -288,6 +290,7 @@ def run(
     seconds: float,
     plan: Sequence[Planned],
     losses: Sequence[Planned] = (),
+    retry_delays: str = RETRY_DELAYS,
     audit_every: float = 120,
     say: Any = print,
 ) -> Report:
@@ -295,7 +298,7 @@ def run(
     report = Report(layout, seed, rate, every, seconds, _machine(), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", [
         each.as_json() for each in (*plan, *losses)
     ])  # fmt: skip
-    pipeline = Pipeline(stack, folder, layout)
+    pipeline = Pipeline(stack, folder, layout, retry_delays=retry_delays)
     began = time.monotonic()
     try:
         _Campaign(pipeline, report, say, audit_every).run(seconds, plan, losses)

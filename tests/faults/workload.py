@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -127,6 +127,8 @@ class Workload:
             thread.join(timeout)
             if thread.is_alive():
                 raise TimeoutError(f"the workload's thread {thread.name} does not end")
+        self._invoices.close()
+        self._cfo.close()
         if self.error is not None:
             raise self.error
 
@@ -279,24 +281,20 @@ class Workload:
                 time.sleep(0.2)
                 continue
             parts = [taken[number::3] for number in range(3)]
-            with suppress(psycopg.Error):
-                connections = [psycopg.connect(self._dsn) for _ in parts]
-                try:
-                    for part, connection in zip(parts, connections, strict=True):
-                        connection.execute(_SQL["pay"], {"ids": sorted(each.id for each in part)})
-                        self._stop.wait(0.2)
-                    for index in chance.sample(range(3), 3):
-                        self._stop.wait(chance.uniform(0.1, 3))
-                        if chance.random() < 0.2:
-                            connections[index].rollback()
-                            self.counts["rolled back transactions"] += 1
-                        else:
-                            connections[index].commit()
-                            self.counts["long transactions"] += 1
-                            parts[index] = []
-                finally:
-                    for connection in connections:
-                        connection.close()
+            with suppress(psycopg.Error), ExitStack() as opened:
+                connections = [opened.enter_context(closing(psycopg.connect(self._dsn))) for _ in parts]
+                for part, connection in zip(parts, connections, strict=True):
+                    connection.execute(_SQL["pay"], {"ids": sorted(each.id for each in part)})
+                    self._stop.wait(0.2)
+                for index in chance.sample(range(3), 3):
+                    self._stop.wait(chance.uniform(0.1, 3))
+                    if chance.random() < 0.2:
+                        connections[index].rollback()
+                        self.counts["rolled back transactions"] += 1
+                    else:
+                        connections[index].commit()
+                        self.counts["long transactions"] += 1
+                        parts[index] = []
             with self._lock:
                 self._slow += [each for part in parts for each in part]
 
@@ -345,7 +343,11 @@ class _Reconnecting:
                     )
                 return work(self._connection)
             except _PASSING:
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
+                self.close()
                 time.sleep(0.2)
+
+    def close(self) -> None:
+        """Close it; the next use opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -27,6 +27,7 @@ from consumer.settings import Settings, load
 from deploy.local.ports import choose_port
 from deploy.local.preparation import prepare_database
 from deploy.local.stack import Stack
+from tests import roles
 from tests.e2e.harness import wait_until
 from tests.security.certificates import Authority
 
@@ -70,6 +71,7 @@ class SecureKafka:
         }
         self.stack.up(["kafka", "postgres"])
         prepare_database(self.stack)
+        roles.create_roles(self.stack.postgres.dsn())
         self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
 
     def close(self) -> None:
@@ -103,8 +105,9 @@ class SecureKafka:
         return path
 
     def environment(self, user: str, **overrides: str) -> dict[str, str]:
-        """CFO_SYNC_* for a process with this login."""
-        names = self.stack.environment() | {
+        """CFO_SYNC_* for a process with this login, and the database role that goes with it."""
+        role = roles.API if user == "cfo-sync-api" else roles.CONSUMER
+        names = roles.environment_as(role, self.stack.environment()) | {
             "CFO_SYNC_KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{self.port}",
             "CFO_SYNC_RETRY_DELAYS": "1s,2s,3s",
             "CFO_SYNC_LOG_FORMAT": "json",
