@@ -41,6 +41,7 @@ _CLOSE_SECONDS: Final = 10.0  # for leaving the group
 _ASK_AGAIN_SECONDS: Final = 3.0  # for a partition that we may not read
 _KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
 _LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
+_COMMIT_PATIENCE: Final = 90.0  # with a commit that is not answered, longer than any request to a broker takes
 _DENIALS: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
@@ -220,8 +221,11 @@ class Worker:
         Not waited for: while no broker answers that would stop the polling, and a failure costs nothing but doing the
         work again.
         """
-        if not self._partitions.done or self._committing:
-            return
+        is_awaited = self._committing and self._monotonic() - self._last_commit < _COMMIT_PATIENCE
+        if self._partitions.done and not is_awaited:
+            self._send_offsets()
+
+    def _send_offsets(self) -> None:
         self._last_commit = self._monotonic()
         try:
             self._consumer.commit(offsets=self._partitions.offsets(), asynchronous=True)
@@ -390,14 +394,10 @@ class Worker:
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # The one commit that must arrive before we go on; a coordinator that asks for partitions is there to take it.
-        # Not while leaving, or without a broker: it would wait for an answer without end.
-        offsets = [] if self._leaving or self._broker_asked_at is not None else self._partitions.offsets()
-        if offsets:
-            try:
-                consumer.commit(offsets=offsets, asynchronous=False)
-            except KafkaException as error:
-                _LOG.warning("offsets not committed before a rebalance", error=error.args[0].str())
+        # Sent before we ask for new partitions, and so before anybody else is given these. Not waited for, here less
+        # than anywhere: after a session that timed out librdkafka may never answer.
+        if self._partitions.done and not self._leaving:
+            self._send_offsets()
         self._lost(consumer, partitions)
 
     def _lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
