@@ -221,6 +221,10 @@ class Admin(AdminClient):
         self.poll(0)
         return self._causes[0] if self._causes else None
 
+    def forget_cause(self) -> None:
+        """A broker has answered: the next trouble is another one."""
+        self._causes.clear()
+
 
 def make_admin(settings: Settings, logger: Any) -> Admin:
     """A client for topics."""
@@ -275,7 +279,7 @@ class Publisher:
         for number, each in enumerate(publications):
             try:
                 self._produce(each, confirm(number))
-            except (KafkaException, BufferError) as error:
+            except (KafkaException, BufferError, SystemError) as error:  # SystemError: as below
                 failed[number] = str(error)
         try:
             self._producer.flush(15)

@@ -140,9 +140,7 @@ def decode(
     """
     fresh = first_failure(here, attempt=attempt, now=now, version=version)
     found = {
-        name[len(PREFIX) :]: _bounded(value[: MAX_TRACE_BYTES + 1].decode("utf-8", "replace"), MAX_TRACE_BYTES)
-        for name, value in raw or ()
-        if name.startswith(PREFIX) and value is not None
+        name[len(PREFIX) :]: _text(value) for name, value in raw or () if name.startswith(PREFIX) and value is not None
     }
     origin = here
     if "origin-topic" in found:
@@ -185,6 +183,12 @@ def _time(text: str | None) -> datetime | None:
 def _integer(text: str | None) -> int | None:
     digits = (text or "").removeprefix("-")
     return int(text) if text and digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+
+
+def _text(value: bytes) -> str:
+    text = value[: MAX_TRACE_BYTES + 1].decode("utf-8", "replace")
+    # A byte that is no UTF-8 becomes three.
+    return text if 3 * len(value) <= MAX_TRACE_BYTES else _bounded(text, MAX_TRACE_BYTES)
 
 
 def _bounded(text: str, limit: int) -> str:

@@ -121,22 +121,33 @@ class Limits:
     idle_in_transaction: int = 45  # longer than a statement: one side waits for the other of two databases
     client_check: int = 2
     tcp: int = 20
-    answer: int = 40  # longer than a statement: then the server has stopped, or something on the way swallows packets
+    answer: int = 10  # beyond the statement's time: the server has stopped, or something on the way swallows packets
+
+    def patience(self, statements: int) -> int | None:
+        """How long the answer to so many statements may take; None when a statement may take for ever."""
+        return statements * self.statement + self.answer if self.statement else None
+
+
+_PIPELINED: Final = 4
+"""Statements in a pipeline of `store` or `bookkeeper` at most."""
 
 
 class _Impatient(Connection):
     """Gives up a server that is still there, as far as TCP can tell, but does not answer."""
 
-    patience: float
+    limits: Limits
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        if timeout is None:
+            # The server keeps the answers of a pipeline together until its end.
+            timeout = self.limits.patience(_PIPELINED if self.pgconn.pipeline_status else 1)
         try:
-            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+            return super().wait(gen, interval, timeout)
         except psycopg.OperationalError as error:
             if error.sqlstate is not None or self.info.transaction_status != TransactionStatus.ACTIVE:
                 raise
             self.pgconn.finish()  # what would still arrive answers nothing any more
-            raise psycopg.OperationalError(f"no answer for {self.patience:g} s") from error
+            raise psycopg.OperationalError(f"no answer for {timeout:g} s") from error
 
 
 _LOGIN_REFUSED: Final = ("authentication failed", "no pg_hba.conf entry", "no password supplied", 'role "')
@@ -199,7 +210,7 @@ class Session:
             if "certificate verify failed" in text:
                 text += ": sslrootcert in its DSN must name who issued its certificate"
             raise Outage(reason, f"{self.database}: {text}") from error
-        connection.patience = limits.answer
+        connection.limits = limits
         settings = {
             "TimeZone": "UTC",
             "DateStyle": "ISO, YMD",

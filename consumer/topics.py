@@ -29,7 +29,7 @@ class TopicPlan:
 
 def describe(admin: Admin, timeout: float = 10.0) -> dict[str, int]:
     """All topics that we may see, and their number of partitions. Raises `Outage` when no broker lets us in."""
-    soon = min(2.0, timeout / 2)  # a wrong certificate or password shows by then, and no waiting mends it
+    soon = min(2.0, timeout / 4)  # a wrong certificate or password shows by then, and no waiting mends it
     try:
         try:
             metadata = admin.list_topics(timeout=soon)
@@ -39,6 +39,7 @@ def describe(admin: Admin, timeout: float = 10.0) -> dict[str, int]:
             metadata = admin.list_topics(timeout=timeout - soon)
     except KafkaException as error:
         raise Outage("broker", f"no Kafka broker answers: {admin.cause() or error.args[0].str()}") from error
+    admin.forget_cause()
     return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
 
