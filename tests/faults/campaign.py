@@ -74,6 +74,7 @@ class Replica:
         self.number = number
         self.log = log
         self.unexpected: list[str] = []
+        self.overrides: dict[str, str] = {}  # settings of every start from now on
         self._environment = environment
         self._spawner = spawner
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,17 +84,17 @@ class Replica:
         """Of the running process."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def start(self, *, skew: float = 0, **environment: str) -> None:
-        """Start it; settings given here stay until the next start."""
+    def start(self, *, skew: float = 0) -> None:
+        """Start it, with a clock that is so many seconds ahead."""
         # Always by the same thread, which lives as long as the campaign: Linux ends the child with that thread.
-        self._process = self._spawner.submit(self._spawn, skew, environment).result()
+        self._process = self._spawner.submit(self._spawn, skew).result()
 
-    def _spawn(self, skew: float, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, skew: float) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.replica"],
                 cwd=REPOSITORY,
-                env=os.environ | dict(self._environment) | dict(environment) | {"CFO_SYNC_TEST_CLOCK_SKEW": str(skew)},
+                env={**os.environ, **self._environment, **self.overrides, "CFO_SYNC_TEST_CLOCK_SKEW": str(skew)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -328,8 +329,9 @@ class _Campaign:
         self._report.resources = _resources(self._samples)
         if losses:
             for replica in pipeline.replicas:
+                replica.overrides = {"CFO_SYNC_SWEEP_INTERVAL": "3s", "CFO_SYNC_SWEEP_GRACE": "5s"}
                 replica.stop()
-                replica.start(CFO_SYNC_SWEEP_INTERVAL="3s", CFO_SYNC_SWEEP_GRACE="5s")
+                replica.start()
             gentle = Workload(pipeline.invoice_dsn, pipeline.cfo_dsn, seed + 100, min(rate, 50))
             self._phase("losses", gentle, losses, losses[-1].at + 10)
 

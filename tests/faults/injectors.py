@@ -327,7 +327,10 @@ class Injectors:
             each.start()
 
     def _older_broker_log(self, planned: Planned) -> None:
-        """The broker's disk is restored from a copy of some seconds ago; Connect is started anew with it."""
+        """The broker's disk is restored from a copy of some seconds ago; its clients are started anew with it.
+
+        Consumers would else stand where the lost log had brought them: in front of offsets that come a second time.
+        """
         kafka, connect = self._stack.kafka, self._stack.connect
         data, copy = kafka.folder / "data", kafka.folder / "data.copy"
         kafka.stop()
@@ -343,6 +346,9 @@ class Injectors:
         self.lost.append((copied, datetime.now(UTC)))
         kafka.start()
         kafka.wait_ready(60)
+        for replica in self._pipeline.replicas:
+            replica.stop()
+            replica.start()
         connect.start()
         connect.wait_ready(60)
         wait_connector_running(connect.url, self._pipeline.connector)

@@ -130,9 +130,10 @@ def judge(letters: Iterable[Letter], origins: Mapping[Place, bytes | None], grou
         for each in (letter for level in levels.values() for letter in level):
             for kind, detail in _wrong(each, levels, ground):
                 report(kind, f"{each}: {detail}")
+            if was_lost(each.origin_timestamp, each.origin_timestamp, ground.lost):
+                continue  # gone, or another record has its offset now
             if each.origin not in origins:
-                if not was_lost(each.origin_timestamp, ground.lost):
-                    report("bytes-differ", f"{each}: no such record")
+                report("bytes-differ", f"{each}: no such record")
             elif origins[each.origin] not in (None, each.digest):
                 report("bytes-differ", f"{each}: key, value or headers are not the origin's")
 
@@ -146,10 +147,10 @@ def is_explained(kind: str | None, code: str, disturbed: Collection[str], delete
     )  # fmt: skip
 
 
-def was_lost(timestamp: int, lost: Spans) -> bool:
-    """Whether the broker may have lost what was written then."""
-    moment = datetime.fromtimestamp(max(0, timestamp) / 1000, UTC)
-    return any(first <= moment <= last for first, last in lost)
+def was_lost(earliest: int, latest: int, lost: Spans) -> bool:
+    """Whether the broker may have lost what was written between these two, milliseconds since the epoch."""
+    begin, end = (datetime.fromtimestamp(max(0, moment) / 1000, UTC) for moment in (earliest, latest))
+    return any(first <= end and begin <= last for first, last in lost)
 
 
 def _wrong(each: Letter, levels: Mapping[int, list[Letter]], ground: Ground) -> Iterator[tuple[str, str]]:
@@ -174,7 +175,7 @@ def _wrong(each: Letter, levels: Mapping[int, list[Letter]], ground: Ground) -> 
     tolerance = min(_TOLERANCE, ground.delays[0] // 2)
     earliest = each.first_failed_at - tolerance if before == 0 else min(due, default=None)
     if earliest is None:
-        if not was_lost(each.timestamp, ground.lost):
+        if not was_lost(each.first_failed_at, each.timestamp, ground.lost):
             yield "attempt-wrong", f"there is no retry {before} before it"
     elif before > 0 and each.timestamp < earliest - ground.max_skew - _ROUNDING:
         yield "handled-early", f"written {earliest - each.timestamp} ms before retry {before} was due"

@@ -478,10 +478,11 @@ def test_skewed_clocks_explain_what_looks_early(scene: Scene) -> None:
     assert scene.kinds(place) == {"handled-early"}
 
 
-def test_what_the_broker_lost_is_not_missed(scene: Scene) -> None:
+@pytest.mark.parametrize("offset", ["200000", "1"], ids=["gone", "another record has its offset"])
+def test_what_the_broker_lost_is_not_missed(scene: Scene, offset: str) -> None:
     settings = scene.pipeline.settings
     lost = datetime.now(UTC) + timedelta(hours=1)
-    changes = {"origin-offset": "200000", "origin-timestamp": str(round(lost.timestamp() * 1000))}
+    changes = {"origin-offset": offset, "origin-timestamp": str(round(lost.timestamp() * 1000))}
     place = scene.copy(scene.letter(settings.retry_topics[0], "never"), changes)
     assert scene.kinds(place, lost=[(lost - timedelta(minutes=1), lost + timedelta(minutes=1))]) == set()
     assert scene.kinds(place) == {"bytes-differ"}
