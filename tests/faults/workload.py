@@ -102,6 +102,7 @@ class Workload:
         self.error: BaseException | None = None
         self._dsn, self._seed, self._rate = invoice_dsn, seed, rate
         self._stop = threading.Event()
+        self._all_are_born = False
         self._threads: list[threading.Thread] = []
         self._random = random.Random(seed)
         self._numbers = itertools.count(1)
@@ -146,7 +147,9 @@ class Workload:
         started = 0
         while True:
             now = time.monotonic()
-            if not self._stop.is_set():
+            if self._stop.is_set():
+                self._all_are_born = True
+            else:
                 wanted = min(int((now - began) * self._rate) - started, 1000)
                 if wanted > 0:
                     self._begin([self._draw(clients) for _ in range(wanted)])
@@ -274,7 +277,7 @@ class Workload:
     def _be_slow(self) -> None:
         """Three transactions at a time that interleave: begun in one order, committed in another, seconds later."""
         chance = random.Random(self._seed + 1)
-        while not (self._stop.is_set() and not self._slow):
+        while self._slow or not self._all_are_born:
             with self._lock:
                 taken, self._slow = self._slow[:60], self._slow[60:]
             if not taken:

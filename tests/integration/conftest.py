@@ -125,9 +125,11 @@ def single_databases(postgres: Stack) -> Databases:
 @pytest.fixture(scope="session")
 def invoice_databases(postgres: Stack) -> Databases:
     with psycopg.connect(postgres.postgres.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {TEMPLATE_INVOICES} TEMPLATE {TEMPLATE}".encode())
+        # It is there already when another folder, which has this fixture from here, was tested before.
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", (TEMPLATE_INVOICES,)).fetchone() is None:
+            connection.execute(f"CREATE DATABASE {TEMPLATE_INVOICES} TEMPLATE {TEMPLATE}".encode())
     with psycopg.connect(postgres.postgres.dsn(TEMPLATE_INVOICES), autocommit=True) as connection:
-        connection.execute("DROP TABLE transactions")
+        connection.execute("DROP TABLE IF EXISTS transactions")
     return Databases(postgres, TEMPLATE_INVOICES)
 
 
