@@ -59,7 +59,9 @@ def write_summary(folder: Path) -> Path:
         page += ["", f"## {each['layout']}: what the checker looked at", ""]
         for phase in each["phases"]:
             counts = ", ".join(f"{name} {value:,}" for name, value in phase["counts"].items())
-            page += [f"- {phase['name']}: quiet {phase['quiet_after_seconds']} s after the faults; {counts}."]
+            quiet = phase["quiet_after_seconds"]
+            when = "not quiet in time" if quiet is None else f"quiet {quiet} s after the faults"
+            page += [f"- {phase['name']}: {phase['violations']} violations; {when}; {counts}."]
         survivor = each["resources"].get("survivor")
         if survivor is not None and survivor["processes"] == 1:
             page += [
