@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--survivor", action="store_true", help="never end replica 1, and watch what it takes")
     parser.add_argument("--only", help="kinds of faults, separated by commas, instead of all")
     parser.add_argument("--replay", type=Path, help="play the schedule of this report")
+    parser.add_argument("--name", help="of the report, instead of the layout: faults-NAME.json")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="where the report goes")
     parser.add_argument("--logs", type=Path, help="keep the replicas' logs in this folder")
     given = parser.parse_args()
@@ -48,8 +49,9 @@ def main() -> int:
         folder = Path(name)
         logs = given.logs or folder
         logs.mkdir(parents=True, exist_ok=True)
-        stack = campaign.make_stack(folder / "stack")
+        stack = campaign.ProxiedStack(folder / "stack")
         try:
+            stack.up()
             found = campaign.run(
                 stack,
                 logs,
@@ -64,7 +66,7 @@ def main() -> int:
         finally:
             stack.remove()
     given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / f"faults-{given.layout}.json"
+    path = given.out / f"faults-{given.name or given.layout}.json"
     path.write_text(report.as_text(found.as_json()))
     report.write_summary(given.out)
     print(f"{path}: {len(found.injected)} faults, {len(found.violations)} violations")

@@ -43,28 +43,20 @@ _NEVER: Final = "1d"
 _SHUTDOWN_SECONDS: Final = 30
 
 
-def make_stack(folder: Path) -> Stack:
-    """A stack whose broker can be reached by a proxy too: `kafka_proxy_ports` tells the two ports of that way."""
-    stack = Stack(folder, detached=False)
-    stack.kafka.settle_ports()
-    proxied, advertised = choose_port(), choose_port()
-    own, controller = stack.kafka.port, stack.kafka._ports()["controller"]
-    stack.kafka.properties = {
-        "listeners": f"PLAINTEXT://{LOOPBACK}:{own},PROXIED://{LOOPBACK}:{proxied},CONTROLLER://{LOOPBACK}:{controller}",
-        "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{own},PROXIED://{LOOPBACK}:{advertised}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    }
-    stack.up()
-    return stack
+class ProxiedStack(Stack):
+    """A stack whose broker can be reached by a proxy too: clients of that way are sent back to it."""
 
-
-def kafka_proxy_ports(stack: Stack) -> tuple[int, int]:
-    """Where the proxy listens, and where it leads."""
-    properties = stack.kafka.properties
-    return tuple(  # type: ignore[return-value]
-        int(str(properties[name]).split("PROXIED://")[1].split(",")[0].rpartition(":")[2])
-        for name in ("advertised.listeners", "listeners")
-    )
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, detached=False)
+        self.kafka.settle_ports()
+        self.proxied_port, self.proxy_port = choose_port(), choose_port()
+        own, controller = self.kafka.port, self.kafka.controller_port
+        listeners = f"PLAINTEXT://{LOOPBACK}:{own},PROXIED://{LOOPBACK}"
+        self.kafka.properties = {
+            "listeners": f"{listeners}:{self.proxied_port},CONTROLLER://{LOOPBACK}:{controller}",
+            "advertised.listeners": f"{listeners}:{self.proxy_port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        }
 
 
 class Replica:
@@ -160,7 +152,13 @@ class Pipeline:
     """Databases, topics, a connector, proxies and three replicas (and a spare one) of one campaign."""
 
     def __init__(
-        self, stack: Stack, folder: Path, layout: Layout, *, retry_delays: str = RETRY_DELAYS, max_skew: float = 20
+        self,
+        stack: ProxiedStack,
+        folder: Path,
+        layout: Layout,
+        *,
+        retry_delays: str = RETRY_DELAYS,
+        max_skew: float = 20,
     ) -> None:
         self.stack = stack
         self.layout = layout
@@ -171,7 +169,7 @@ class Pipeline:
         self.consumer_role = roles.CONSUMER
         self.proxies = {
             "postgres": Proxy(choose_port(), stack.postgres.port),
-            "kafka": Proxy(*kafka_proxy_ports(stack)),
+            "kafka": Proxy(stack.proxy_port, stack.proxied_port),
         }
         postgres = stack.postgres
         self.invoice_dsn = self.cfo_dsn = postgres.dsn(name)
@@ -281,7 +279,7 @@ class Report:
 
 
 def run(
-    stack: Stack,
+    stack: ProxiedStack,
     folder: Path,
     layout: Layout,
     *,

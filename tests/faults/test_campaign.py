@@ -10,7 +10,6 @@ from typing import Final
 
 import pytest
 
-from deploy.local.stack import Stack
 from tests.faults import campaign, report, schedule
 from tests.faults.schedule import KINDS, Kind
 
@@ -23,9 +22,10 @@ def _short(names: list[str]) -> Mapping[str, Kind]:
 
 
 @pytest.fixture(scope="module")
-def campaign_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def campaign_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[campaign.ProxiedStack]:
     """A stack of its own: its servers are killed while others would need them."""
-    stack = campaign.make_stack(tmp_path_factory.mktemp("campaign"))
+    stack = campaign.ProxiedStack(tmp_path_factory.mktemp("campaign"))
+    stack.up()
     yield stack
     stack.remove()
 
@@ -34,7 +34,7 @@ def campaign_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     ("layout", "names"), [("one-database", _NAMES[::2]), ("two-databases", _NAMES[1::2])], ids=("one", "two")
 )
 def test_nothing_is_lost_and_nothing_is_booked_twice(
-    campaign_stack: Stack, tmp_path: Path, layout: campaign.Layout, names: list[str]
+    campaign_stack: campaign.ProxiedStack, tmp_path: Path, layout: campaign.Layout, names: list[str]
 ) -> None:
     kinds = _short(names)
     plan = schedule.draw(len(names), _SECONDS, _SECONDS / len(names), survivor=False, kinds=kinds)

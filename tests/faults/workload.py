@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import psycopg
 
@@ -259,13 +259,13 @@ class Workload:
         for invoice in due:
             by_step.setdefault(invoice.plan.pop(0)[0], []).append(invoice)
         for step, invoices in by_step.items():
-            parameters = {
+            parameters: dict[str, Any] = {
                 "ids": sorted(each.id for each in invoices),
                 "numbers": [each.number for each in invoices],
                 "amounts": [each.amount for each in invoices],
             }
             database = self._cfo if step == "enter by hand" else self._invoices
-            database.retry(lambda connection, step=step, given=parameters: connection.execute(_SQL[step], given))  # type: ignore[misc]
+            database.execute(_SQL[step], parameters)
             self.counts[f"step: {step}"] += len(invoices)
             with self._lock:
                 self._to_lock += [each.id for each in invoices if each.life == "locked"]
@@ -348,6 +348,10 @@ class _Reconnecting:
             except _PASSING:
                 self.close()
                 time.sleep(0.2)
+
+    def execute(self, query: str, parameters: dict[str, Any]) -> None:
+        """Run a statement of this module, as `retry` does."""
+        self.retry(lambda connection: connection.execute(query.encode(), parameters))
 
     def close(self) -> None:
         """Close it; the next use opens another."""
