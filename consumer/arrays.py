@@ -7,19 +7,29 @@ before, 0.17 s with these.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
+
+_BETWEEN: Final = "\0"  # in no text of PostgreSQL
 
 
 def text_array(values: Iterable[str | None]) -> str:
     """A literal for a parameter cast to an array of any type, given the elements' text; None is NULL."""
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    texts = list(values)
+    try:
+        joined = _BETWEEN.join(texts)  # type: ignore[arg-type]
+    except TypeError:
+        return "{" + ",".join(["NULL" if text is None else _quoted(text) for text in texts]) + "}"
+    if not texts or joined.count(_BETWEEN) != len(texts) - 1:
+        return "{" + ",".join([_quoted(text) for text in texts if text is not None]) + "}"
+    return "{" + _quoted(joined).replace(_BETWEEN, '","') + "}"
 
 
 def number_array(values: Iterable[int | None]) -> str:
     """The same for whole numbers."""
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+    return "{" + str(list(values))[1:-1].replace(" ", "").replace("None", "NULL") + "}"
 
 
-def _quoted(value: str) -> str:
-    if "\\" in value or '"' in value:
-        value = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{value}"'
+def _quoted(text: str) -> str:
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

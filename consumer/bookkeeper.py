@@ -48,7 +48,7 @@ class Bookkeeper:
     """Books sets of invoices, all or nothing for each call."""
 
     def __init__(self, databases: Databases, rules: Rules) -> None:
-        self._databases = databases
+        self.databases = databases
         self._rules = rules
 
     def book(
@@ -69,17 +69,17 @@ class Bookkeeper:
         finds and links.
         """
         outcomes: dict[int, Outcome] = {}
-        if self._databases.are_two:
+        if self.databases.are_two:
             self._reserve(ids, partitions, repair)
-        with self._databases.invoices(partitions) as invoices:
+        with self.databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
             seen.update((invoice_id, sync.version) for invoice_id, sync in gathered.syncs.items())
             drafts, held = self._draft(ids, gathered, outcomes, repair)
             if drafts:
                 # The CFO's side commits first, under the invoices' row locks: a crash between the two commits leaves
                 # a row with our source mark under the reserved Identifier, which the next attempt finds and links.
-                with self._databases.cfo(invoices, partitions) as cfo:
-                    if self._databases.are_two:
+                with self.databases.cfo(invoices, partitions) as cfo:
+                    if self.databases.are_two:
                         drafts = self._honour_reservations(cfo, invoices, drafts, gathered, held, repair)
                     entries = self._write_ledger(cfo, invoices, drafts, outcomes)
                 self._write_invoices(invoices, entries, attempts)
@@ -95,7 +95,7 @@ class Bookkeeper:
         Otherwise an invoice that is renumbered, or deleted and its number given away, between a crash and the next
         attempt could not be told from one that was never booked.
         """
-        with self._databases.invoices(partitions) as invoices:
+        with self.databases.invoices(partitions) as invoices:
             gathered = store.gather(invoices, ids)
             drafts, _ = self._draft(ids, gathered, {}, repair)
             new: dict[str, int] = {}
@@ -112,8 +112,8 @@ class Bookkeeper:
         abandoned = store.abandoned_reservations(invoices, list(taken))
         if not abandoned:
             return
-        with self._databases.cfo(invoices) as cfo:
-            ledger = self._databases.ledger(cfo)
+        with self.databases.cfo(invoices) as cfo:
+            ledger = self.databases.ledger(cfo)
             free = [each for each in abandoned if not ledger.find_booked(cfo, None, each)]
         store.release(invoices, free)
         for identifier in free:
@@ -147,7 +147,7 @@ class Bookkeeper:
             for invoice_id, identifier in renumbered.items()
         }
         found = [draft for draft in again.values() if isinstance(draft, Draft)]
-        there = {(row.identifier, row.source) for row in self._databases.ledger(cfo).find(cfo, found)}
+        there = {(row.identifier, row.source) for row in self.databases.ledger(cfo).find(cfo, found)}
         booked = [draft for draft in found if (draft.identifier, draft.source) in there]
         numbers = {draft.invoice_id: draft.identifier for draft in drafts if draft.invoice_id in renumbered}
         for draft in booked:
@@ -189,7 +189,7 @@ class Bookkeeper:
     def _write_ledger(
         self, cfo: Connection, invoices: Connection, drafts: Sequence[Draft], outcomes: dict[int, Outcome]
     ) -> list[Entry]:
-        ledger = self._databases.ledger(cfo)
+        ledger = self.databases.ledger(cfo)
         ledger.lock(cfo)
         steps = decide(cfo, invoices, ledger, drafts)
         inserted = ledger.insert(cfo, [step.draft for step in steps.values() if isinstance(step, Insert)])
@@ -213,7 +213,7 @@ class Bookkeeper:
             return
         facts = self._rules.target.facts.keys()
         news = [entry for entry in entries if entry.is_news]
-        if self._databases.are_two:
+        if self.databases.are_two:
             news += _untold(invoices, [entry for entry in entries if not entry.is_news], facts)
         with invoices.pipeline():
             store.record_synced(invoices, [_synced_row(entry, attempts) for entry in entries])

@@ -95,8 +95,7 @@ class Ledger:
         self._columns = columns
         table = sql.SQL(quoted(target.table).replace("%", "%%"))
         key, identifier = _identifier(target.id), _identifier(target.identifier)
-        self._varying = [name for name, template in target.columns.items() if template.fields]
-        self._constant = [name for name, template in target.columns.items() if not template.fields]
+        self._varying, self._constant = list(target.varying), list(target.constants)
         self._facts = list(target.facts)
 
         def cast(name: str, value: sql.Composable) -> sql.Composable:
@@ -240,12 +239,10 @@ class Ledger:
         """
         if not drafts:
             return {}
-        constants = self.target.columns
-        empty: dict[str, str | None] = {}
         rows = connection.execute(
             self._insert,
             (
-                *(constants[name].render(empty) for name in self._constant),
+                *self.target.constants.values(),
                 *(text_array(draft.values[name] for draft in drafts) for name in self._varying),
             ),
         ).fetchall()

@@ -158,10 +158,20 @@ class Target(_Section):
             raise ValueError(f"[target.fixed] {self.source} must be made of {{identifier}} alone: it marks our rows")
         return self
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, Template]:
         """Every column that a booking fills, facts first."""
         return {**self.facts, **self.judgements, **self.fixed}
+
+    @cached_property
+    def varying(self) -> dict[str, Template]:
+        """Those of the columns that depend on the invoice."""
+        return {name: template for name, template in self.columns.items() if template.fields}
+
+    @cached_property
+    def constants(self) -> dict[str, str | None]:
+        """The others, and what every booking gets there."""
+        return {name: template.render({}) for name, template in self.columns.items() if not template.fields}
 
 
 class Classification(BaseModel):

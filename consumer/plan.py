@@ -164,7 +164,7 @@ def draft(
         "subcategory": classification.subcategory,
     }
     target = rules.target
-    values = {column: template.render(fields) for column, template in target.columns.items()}
+    values = target.constants | {column: template.render(fields) for column, template in target.varying.items()}
     source = values[target.source] if target.source else None
     return Draft(invoice.id, identifier, classification, amount, paid_at, values, source, sync)
 

@@ -17,6 +17,7 @@ from consumer import mapping, remap, sessions, settings, store
 from consumer.bookkeeper import Bookkeeper
 from consumer.databases import Broken, Databases
 from consumer.faults import Fault, RecordFault
+from consumer.halves import Halves
 from consumer.outcomes import Booked, Faulted, NotPaid, Outcome, Settled
 from consumer.retry import MAX_RETRIES, Breaker
 from consumer.sessions import Verdict
@@ -47,9 +48,13 @@ class CFOSyncService:
         self.rules = rules or mapping.load(configured.mapping_file)
         self._databases = Databases(configured, self.rules.target)
         self._chance = Chance(uniform, sleep, monotonic)
+        first = Bookkeeper(self._databases, self.rules)
+        self._halves = None
+        if configured.apply_connections > 1:
+            self._halves = Halves(first, Bookkeeper(Databases(configured, self.rules.target), self.rules))
         self._sets = SetBooking(
-            self._databases,
-            Bookkeeper(self._databases, self.rules),
+            first,
+            self._halves,
             Breaker(configured.breaker_consecutive_faults),
             self._chance,
         )
@@ -57,6 +62,8 @@ class CFOSyncService:
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
         self._databases.forget()
+        if self._halves is not None:
+            self._halves.close()
 
     def __enter__(self) -> CFOSyncService:
         return self

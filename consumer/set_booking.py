@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from consumer import ledger, sessions
+from consumer import halves, ledger, sessions
 from consumer.bookkeeper import Bookkeeper, Bookkeeping
-from consumer.databases import Broken, Databases
+from consumer.databases import Broken
 from consumer.faults import Fault, Outage, Transient
+from consumer.halves import Halves
 from consumer.outcomes import Booked, Faulted, Outcome
 from consumer.retry import Breaker
 from consumer.sessions import Verdict
@@ -57,9 +58,9 @@ class Chance:
 class SetBooking:
     """Books sets for one service. Not thread-safe."""
 
-    def __init__(self, databases: Databases, bookkeeper: Bookkeeper, breaker: Breaker, chance: Chance) -> None:
-        self._databases = databases
+    def __init__(self, bookkeeper: Bookkeeper, halves: Halves | None, breaker: Breaker, chance: Chance) -> None:
         self._bookkeeper = bookkeeper
+        self._halves = halves
         self._breaker = breaker
         self._chance = chance
         self.transactions = 0  # tried so far
@@ -72,10 +73,15 @@ class SetBooking:
         repair: bool,
     ) -> dict[int, Outcome]:
         """An outcome for every invoice; see `CFOSyncService.sync`. Raises `Outage`."""
-        run = _Run(attempts, partitions, keepalive, repair)
+        run = _Run(attempts, halves.both(partitions), keepalive, repair)
         waiting = sorted(attempts)
         if self._breaker.is_open:
             self._ask_single_records(run, waiting)
+            waiting = [each for each in waiting if each not in run.outcomes]
+        elif self._halves is not None and self._halves.are_worth_it(waiting):
+            self.transactions += 2
+            for done in self._halves.book(attempts, waiting, partitions, run.seen, keepalive, repair=repair):
+                self._take(run, done)
             waiting = [each for each in waiting if each not in run.outcomes]
         held = self._bisect(run, waiting)
         deadline = self._chance.monotonic() + _LOCK_PATIENCE
@@ -179,10 +185,10 @@ class SetBooking:
             except Broken as broken:
                 meaning = sessions.meaning_of(broken.error)
                 if meaning.verdict is Verdict.OUTAGE:
-                    self._databases.forget()
+                    self._bookkeeper.databases.forget()
                     raise sessions.outage_of(broken.error, broken.database) from broken.error
                 if meaning.verdict is Verdict.LOST:
-                    self._databases.forget()
+                    self._bookkeeper.databases.forget()
                     losses += 1
                     if losses >= _LOSSES:
                         message = sessions.fault_of(broken.error).message

@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     batch_size: int = Field(2000, ge=1, le=20_000, description="Records handled in one transaction at most.")
     sweep_interval: Duration = Field(timedelta(minutes=5), description="How often missed paid invoices are looked for.")
     sweep_grace: Duration = Field(timedelta(minutes=2), description="How old a paid invoice must be for the sweep.")
+    apply_connections: int = Field(
+        2, ge=1, le=2, description="Connections to each database over which a large batch is booked."
+    )
     breaker_consecutive_faults: int = Field(
         20, ge=2, description="So many database faults in a row are taken for an outage."
     )

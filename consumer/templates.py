@@ -6,7 +6,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 FIELDS: Final = frozenset(
@@ -48,22 +48,23 @@ _TOKEN: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template. `render` gives text, or None when it is one single field and that field is empty."""
+    """A parsed template. `render` gives text, or None when it is one single field and that field is empty.
+
+    An empty field gives an empty text; an optional segment with one gives nothing.
+    """
 
     text: str
     parts: tuple[_Part, ...]
+    render: Callable[[Values], str | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "render", _compile(self.parts))
 
     @property
     def fields(self) -> frozenset[str]:
         """The fields that it takes; none for a text that every invoice gets."""
         flat = (piece for part in self.parts for piece in (part if isinstance(part, tuple) else (part,)))
         return frozenset(piece.name for piece in flat if isinstance(piece, _Field))
-
-    def render(self, values: Values) -> str | None:
-        """Fill the fields in. An empty field gives an empty text; an optional segment with one gives nothing."""
-        if len(self.parts) == 1 and isinstance(only := self.parts[0], _Field):
-            return _fill(only, values)
-        return "".join(_render_part(part, values) for part in self.parts)
 
 
 def parse(text: str) -> Template:
@@ -109,17 +110,50 @@ def _field(text: str, name: str, function: str | None) -> _Field:
     return _Field(name, function)
 
 
-def _fill(field: _Field, values: Values) -> str | None:
-    value = values[field.name]
-    if value is None or value == "":
-        return None
-    return value if field.function is None else FUNCTIONS[field.function](value)
+# Rendering is a good part of what an invoice costs us, so templates become functions when they are read.
 
 
-def _render_part(part: _Part, values: Values) -> str:
+def _compile(parts: tuple[_Part, ...]) -> Callable[[Values], str | None]:
+    if len(parts) == 1 and isinstance(only := parts[0], _Field):
+        return _filler(only)
+    pieces = [_piece(part) for part in parts]
+    constants = [each if isinstance(each, str) else "" for each in pieces]
+    variables = [(number, each) for number, each in enumerate(pieces) if not isinstance(each, str)]
+    if not variables:
+        text = "".join(constants)
+        return lambda _: text
+
+    def render(values: Values) -> str:
+        texts = constants.copy()
+        for number, fill in variables:
+            texts[number] = fill(values) or ""
+        return "".join(texts)
+
+    return render
+
+
+def _piece(part: _Part) -> str | Callable[[Values], str | None]:
     if isinstance(part, str):
         return part
     if isinstance(part, _Field):
-        return _fill(part, values) or ""
-    filled = [piece if isinstance(piece, str) else _fill(piece, values) for piece in part]
-    return "" if None in filled else "".join(piece for piece in filled if piece is not None)
+        return _filler(part)
+    pieces = [each if isinstance(each, str) else _filler(each) for each in part]
+
+    def segment(values: Values) -> str | None:
+        texts = []
+        for each in pieces:
+            text = each if isinstance(each, str) else each(values)
+            if text is None:
+                return None
+            texts.append(text)
+        return "".join(texts)
+
+    return segment
+
+
+def _filler(field: _Field) -> Callable[[Values], str | None]:
+    name = field.name
+    if field.function is None:
+        return lambda values: values[name] or None
+    function = FUNCTIONS[field.function]
+    return lambda values: function(value) if (value := values[name]) else None
