@@ -16,7 +16,6 @@ import yaml
 from consumer import cli
 from consumer.settings import PREFIX, SECRETS_DIR, Settings, load
 from deploy.compose import connector, roles
-from deploy.local.errors import StackError
 from tests.roles import API, CONSUMER, DEBEZIUM
 from tests.unit.exports import PROMETHEUS, promtool
 
@@ -164,10 +163,16 @@ def test_a_job_that_fails_says_why_and_has_an_exit_code(
 ) -> None:
     monkeypatch.setattr(roles, "_SECRETS", tmp_path)
     assert roles.main() == 1
+    for secret in ("owner_dsn", "consumer_dsn", "api_dsn"):
+        (tmp_path / secret).write_text("postgresql://cfo:hunter2@127.0.0.1:1/invoicing\n")
+    (tmp_path / "debezium_password").write_text("hunter2\n")
+    assert roles.main() == 1
     assert connector.main("http://127.0.0.1:1", "debezium-connector.json") == 1
-    for line in capsys.readouterr().err.splitlines():
-        assert line.startswith("error: ")
-    assert issubclass(StackError, Exception)
+    told = capsys.readouterr().err
+    assert [line.partition(": ")[0] for line in told.splitlines()] == ["error"] * 3
+    assert "debezium_password" in told
+    assert "Kafka Connect does not answer" in told
+    assert "hunter2" not in told
 
 
 def test_prometheus_has_our_rules_our_jobs_and_an_alertmanager() -> None:
