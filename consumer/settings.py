@@ -178,7 +178,7 @@ def load(**overrides: Any) -> Settings:
     if folder is not None and not os.path.isdir(folder):
         raise SettingsError(f"{SECRETS_DIR}: write the path of a folder that is there, found {found(folder)}")
     try:
-        return Settings(_secrets_dir=folder, **overrides)
+        return Settings(**{"_secrets_dir": folder} | overrides)
     except (UnicodeDecodeError, UnreadableError):
         # Its text would repeat the bytes, which may be a secret.
         raise SettingsError(f"{'.env' if folder is None else f'.env or a file of {folder}'}: not UTF-8 text") from None

@@ -1,5 +1,5 @@
 #!/usr/local/bin/python -IS
-"""`probe healthz` or `probe readyz`: asks the `cfo-sync run` or `cfo-sync api` of this container. Exit code 0 for yes."""
+"""`probe healthz` or `probe readyz`: asks the `cfo-sync run` or `api` of this container. Exit code 0 for yes."""
 
 import http.client
 import os

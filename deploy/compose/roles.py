@@ -41,9 +41,7 @@ def _make_roles() -> None:
         for role, password in passwords.items():
             # Hashed here, so that no log of the server can hold the password.
             verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
-            connection.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier))
-            )
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier)))
             print(f"{role} may log in")
 
 
