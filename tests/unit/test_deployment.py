@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from prometheus_client import CollectorRegistry
 
 from consumer import cli
+from consumer.health import Health, serve
 from consumer.settings import PREFIX, SECRETS_DIR, Settings, load
+from deploy import probe
 from deploy.compose import connector, roles
 from tests.roles import API, CONSUMER, DEBEZIUM
 from tests.unit.exports import PROMETHEUS, promtool
@@ -207,11 +210,28 @@ def test_the_image_is_built_with_hashes_runs_as_a_number_and_gets_signals_itself
     assert f"ARG VERSION={VERSION}\n" in DOCKERFILE
     ports = (Settings.model_fields["api_port"].default, Settings.model_fields["metrics_port"].default)
     assert "EXPOSE {} {}\n".format(*ports) in DOCKERFILE
-    probe = (DEPLOY / "probe.py").read_text(encoding="utf-8")
-    assert re.findall(r'\("(CFO_SYNC_\w+)", (\d+)\)', probe) == [
+    text = (DEPLOY / "probe.py").read_text(encoding="utf-8")
+    assert re.findall(r'\("(CFO_SYNC_\w+)", (\d+)\)', text) == [
         (f"{PREFIX}METRICS_PORT", str(ports[1])),
         (f"{PREFIX}API_PORT", str(ports[0])),
     ]
+
+
+def test_the_probe_finds_whichever_of_the_two_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Health()
+    server = serve(state, CollectorRegistry(), "127.0.0.1", 0)
+    try:
+        for mine, other in (("METRICS_PORT", "API_PORT"), ("API_PORT", "METRICS_PORT")):
+            monkeypatch.setenv(PREFIX + mine, str(server.server_port))
+            monkeypatch.setenv(PREFIX + other, "1")  # nobody listens there
+            assert (probe.main("healthz"), probe.main("readyz")) == (0, 1)
+        state.hold(None)
+        assert probe.main("readyz") == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    monkeypatch.setenv(PREFIX + "API_PORT", "1")
+    assert probe.main("healthz") == 1
 
 
 def test_the_image_gets_only_what_it_is_built_from() -> None:
