@@ -62,7 +62,7 @@ def test_a_service_has_a_pinned_image_limits_and_logs_that_end(name: str) -> Non
     assert service["restart"] == ("no" if name in JOBS else "unless-stopped")
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - {"postgres"})
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"postgres"}))
 def test_what_is_not_root_gets_no_capability(name: str) -> None:
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
@@ -75,7 +75,7 @@ def test_ports_are_published_on_loopback_and_can_be_moved(name: str) -> None:
     assert name != "consumer" or "ports" not in SERVICES[name]  # or it could not be scaled
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - JOBS)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - JOBS))
 def test_what_stays_says_how_it_is(name: str) -> None:
     assert SERVICES[name]["healthcheck"].keys() >= {"test", "interval", "timeout", "retries", "start_period"}
 
