@@ -78,5 +78,6 @@ lock:
 	$(compile) pyproject.toml -o deploy/requirements/runtime.txt
 	$(compile) --extra dev --extra stack pyproject.toml deploy/requirements/build.in -o deploy/requirements/dev.txt
 	$(compile) deploy/requirements/tools.in -o deploy/requirements/tools.txt
+	$(compile) -c deploy/requirements/dev.txt deploy/requirements/manifests.in -o deploy/requirements/manifests.txt
 	@$(MAKE) venv
 	@exec $(python) -m deploy.local lock

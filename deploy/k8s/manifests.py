@@ -1,4 +1,4 @@
-"""Manifests made of the product's own facts: its topics, the ACLs of docs/wire-security.md, the connector, the rules."""
+"""Manifests made of the product's own facts: topics, ACLs of docs/wire-security.md, connector, rules."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def scaled_object(settings: Settings, partitions: int) -> Manifest:
         "offsetResetPolicy": "earliest",
         # A replica without a partition would only cost.
         "allowIdleConsumers": "false",
-        # Markers of Debezium's transactions keep the lag of an idle partition above 0, so this would tell nothing.
+        # Partitions are assigned without a look at their lag: with as many replicas as partitions that lag, one of
+        # them would hold several of those.
         "limitToPartitionsWithLag": "false",
         # On hold offsets stand still. More replicas would only press on a database that is in trouble.
         "excludePersistentLag": "true",
@@ -186,7 +187,7 @@ def _bootstrap_servers() -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Repeats what is the same, because anchors are hard to read, and puts texts of several lines as they are."""
+    """Repeats what is the same: anchors are hard to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
