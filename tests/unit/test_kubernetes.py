@@ -1,9 +1,9 @@
 """deploy/k8s: what Kubernetes and the operators will accept, and that it says what the product and its docs say.
 
 Validated against schemas: Kubernetes' own kinds (strictly, as `kubectl --validate=strict` does), KEDA's and the
-Prometheus operator's. Not validated against a schema, because no package has them: Strimzi's kinds. What stands in them
-is compared with the facts that they are made of. What only a cluster knows is not tested: that images can be pulled,
-that network plugins enforce policies, that the operators do what they are told.
+Prometheus operator's. Not validated against a schema, because no Python package has them: Strimzi's kinds. What stands
+in them is compared with the facts that they are made of. What only a cluster knows is not tested: that images can be
+pulled, that network plugins enforce policies, that the operators do what they are told.
 """
 
 from __future__ import annotations
