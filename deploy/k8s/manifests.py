@@ -41,7 +41,10 @@ def generated() -> dict[Path, str]:
     partitions: int = inspect.signature(cli.topics_create).parameters["partitions"].default
     plans = topics.plan(settings, {}, topics.DEFAULT_MAX_MESSAGE_BYTES, partitions)
     components: dict[str, tuple[str, list[Manifest]]] = {
-        "keda/scaledobject.yaml": ("consumer/settings.py, consumer/topics.py", [scaled_object(settings, partitions)]),
+        "keda/scaledobject.yaml": (
+            "the settings, in deploy/k8s/manifests.py, which says why",
+            [scaled_object(settings, partitions)],
+        ),
         "monitoring/prometheusrule.yaml": ("deploy/prometheus/rules", [prometheus_rule()]),
         "monitoring/servicemonitors.yaml": ("deploy/prometheus/prometheus.yml", service_monitors()),
         "strimzi/topics.yaml": ("consumer/topics.py", [topic(plan) for plan in plans]),
