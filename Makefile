@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults check audit sbom dist up down status clean lock manifests
+.PHONY: help venv demo test test-containers faults check audit sbom dist up down status clean lock manifests
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -11,6 +11,7 @@ find_python = for each in python3 python3.14 python3.13 python3.12 python3.11; d
 help:
 	@echo 'make demo    play the whole story on a private stack: PostgreSQL, Kafka, Debezium, no Docker'
 	@echo 'make test    run all tests (ARGS="-k name" passes arguments to pytest)'
+	@echo 'make test-containers  run the end-to-end tests again, on containers (needs a Docker engine)'
 	@echo 'make faults  the fault campaign and the whole crash matrix: about an hour; reports in docs/evidence'
 	@echo 'make check   lint, types, unit tests and the audit'
 	@echo 'make audit   ask for known vulnerabilities of the Python packages, where that can be asked'
@@ -31,8 +32,13 @@ venv:
 demo: venv
 	@exec $(python) -m deploy.local demo
 
+# On the stack of deploy/local, whatever engine is there: it is quick and needs no images.
 test: venv
-	@exec $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@CFO_SYNC_TEST_STACK=$${CFO_SYNC_TEST_STACK:-local} exec $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# In one process: each would have a set of containers of its own.
+test-containers: venv
+	@CFO_SYNC_TEST_STACK=containers exec $(python) -m pytest tests/e2e $(ARGS)
 
 # Its seed, printed with every schedule; `make faults SEED=7` draws another one.
 SEED ?= 1

@@ -38,6 +38,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def postgres(stack: Stack) -> Stack:
     """The stack with PostgreSQL running and the template databases made."""
+    make_templates(stack)
+    return stack
+
+
+def make_templates(stack: Stack) -> None:
+    """Start PostgreSQL and make the template databases."""
     stack.up(["postgres"])
     with psycopg.connect(stack.postgres.superuser_dsn(), autocommit=True) as connection:
         # Its data need not survive the machine, and the checkpoints of many small databases take long.
@@ -51,7 +57,6 @@ def postgres(stack: Stack) -> Stack:
     with psycopg.connect(stack.postgres.dsn(TEMPLATE_CFO)) as connection:
         connection.execute(Path("schemas/reference/cfo_ledger.sql").read_bytes())
     create_roles(stack.postgres.dsn(TEMPLATE_CFO), CFO_DATABASE)
-    return stack
 
 
 def make_database(stack: Stack, template: str) -> str:

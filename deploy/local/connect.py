@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from pathlib import Path
+from typing import Any, Final
 
 from deploy.local.downloads import fetch
 from deploy.local.java import JavaPart, link, write_properties
@@ -12,6 +13,31 @@ from deploy.local.ports import LOOPBACK
 from deploy.local.postgres import DATABASE, OWNER, Postgres
 
 _PROVIDERS = "org.apache.kafka.common.config.provider"
+
+WORKER: Final[dict[str, Any]] = {
+    "group.id": "cfo-sync-connect",
+    "exactly.once.source.support": "enabled",
+    "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+    "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+    "config.storage.topic": "cfo-sync-connect-configs",
+    "offset.storage.topic": "cfo-sync-connect-offsets",
+    "status.storage.topic": "cfo-sync-connect-status",
+    "config.storage.replication.factor": 1,
+    "offset.storage.replication.factor": 1,
+    "status.storage.replication.factor": 1,
+    "offset.storage.partitions": 1,
+    "status.storage.partitions": 1,
+    "config.providers": "env,file,dir",
+    "config.providers.env.class": f"{_PROVIDERS}.EnvVarConfigProvider",
+    "config.providers.env.param.allowlist.pattern": "CFO_SYNC_.*",
+    "config.providers.file.class": f"{_PROVIDERS}.FileConfigProvider",
+    "config.providers.dir.class": f"{_PROVIDERS}.DirectoryConfigProvider",
+    # A killed worker that is started again waits for the group to notice: make that short.
+    "scheduled.rebalance.max.delay.ms": 0,
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 2000,
+}
+"""What has nothing to do with where it runs: a worker on one broker."""
 
 
 class Connect(JavaPart):
@@ -42,29 +68,9 @@ class Connect(JavaPart):
                 "bootstrap.servers": self._kafka.bootstrap_servers,
                 "listeners": f"http://{LOOPBACK}:{self.port}",
                 "rest.advertised.host.name": LOOPBACK,
-                "group.id": "cfo-sync-connect",
                 "plugin.path": "plugins",
                 "plugin.discovery": "service_load",
-                "exactly.once.source.support": "enabled",
-                "key.converter": "org.apache.kafka.connect.json.JsonConverter",
-                "value.converter": "org.apache.kafka.connect.json.JsonConverter",
-                "config.storage.topic": "cfo-sync-connect-configs",
-                "offset.storage.topic": "cfo-sync-connect-offsets",
-                "status.storage.topic": "cfo-sync-connect-status",
-                "config.storage.replication.factor": 1,
-                "offset.storage.replication.factor": 1,
-                "status.storage.replication.factor": 1,
-                "offset.storage.partitions": 1,
-                "status.storage.partitions": 1,
-                "config.providers": "env,file,dir",
-                "config.providers.env.class": f"{_PROVIDERS}.EnvVarConfigProvider",
-                "config.providers.env.param.allowlist.pattern": "CFO_SYNC_.*",
-                "config.providers.file.class": f"{_PROVIDERS}.FileConfigProvider",
-                "config.providers.dir.class": f"{_PROVIDERS}.DirectoryConfigProvider",
-                # A killed worker that is started again waits for the group to notice: make that short.
-                "scheduled.rebalance.max.delay.ms": 0,
-                "session.timeout.ms": 6000,
-                "heartbeat.interval.ms": 2000,
+                **WORKER,
             },
         )
         link(self.folder / "plugins" / "debezium", fetch().debezium)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -12,6 +12,26 @@ from confluent_kafka.admin import AdminClient
 from deploy.local.errors import StackError
 from deploy.local.java import JavaPart, write_properties
 from deploy.local.ports import LOOPBACK, is_open
+
+BROKER: Final[dict[str, Any]] = {
+    # A misspelt topic must be an error, not a new topic.
+    "auto.create.topics.enable": "false",
+    "group.initial.rebalance.delay.ms": 0,
+    # One broker: one replica. Fewer partitions of the internal topics start faster.
+    "offsets.topic.replication.factor": 1,
+    "offsets.topic.num.partitions": 10,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "transaction.state.log.num.partitions": 10,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    # A killed broker that is started again must wait until its old session is over.
+    "broker.session.timeout.ms": 2000,
+    "broker.heartbeat.interval.ms": 500,
+    # The default takes a quarter of this heap.
+    "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+}
+"""What has nothing to do with where it runs: one broker that serves tests and trials."""
 
 
 class Kafka(JavaPart):
@@ -48,22 +68,7 @@ class Kafka(JavaPart):
                 "controller.listener.names": "CONTROLLER",
                 "inter.broker.listener.name": "PLAINTEXT",
                 "log.dirs": "data",
-                # A misspelt topic must be an error, not a new topic.
-                "auto.create.topics.enable": "false",
-                "group.initial.rebalance.delay.ms": 0,
-                # One broker: one replica. Fewer partitions of the internal topics start faster.
-                "offsets.topic.replication.factor": 1,
-                "offsets.topic.num.partitions": 10,
-                "transaction.state.log.replication.factor": 1,
-                "transaction.state.log.min.isr": 1,
-                "transaction.state.log.num.partitions": 10,
-                "share.coordinator.state.topic.replication.factor": 1,
-                "share.coordinator.state.topic.min.isr": 1,
-                # A killed broker that is started again must wait until its old session is over.
-                "broker.session.timeout.ms": 2000,
-                "broker.heartbeat.interval.ms": 500,
-                # The default takes a quarter of this heap.
-                "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+                **BROKER,
                 **self.properties,
             },
         )

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import psycopg
 from psycopg import sql
@@ -22,12 +23,10 @@ from deploy.local.processes import Launch
 
 OWNER = "cfo"
 DATABASE = "invoicing"
-_SUPERUSER = "postgres"
+SUPERUSER = "postgres"
 _RELEASE = "pginstall18"
 
-_SETTINGS = {
-    "listen_addresses": LOOPBACK,
-    "unix_socket_directories": "",
+SERVER: Final = {
     "wal_level": "logical",
     "max_connections": "200",
     "max_replication_slots": "20",
@@ -36,6 +35,7 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
 }
+"""What has nothing to do with where it runs."""
 
 
 class Postgres(Part):
@@ -58,7 +58,7 @@ class Postgres(Part):
 
     def superuser_dsn(self, dbname: str = "postgres") -> str:
         """For the superuser `postgres`."""
-        return f"postgresql://{_SUPERUSER}:{self._secret('superuser')}@{LOOPBACK}:{self.port}/{dbname}"
+        return f"postgresql://{SUPERUSER}:{self._secret('superuser')}@{LOOPBACK}:{self.port}/{dbname}"
 
     @property
     def password(self) -> str:
@@ -95,7 +95,7 @@ class Postgres(Part):
         if user is not None and group is not None:
             os.chown(password_file, user, group)
         command = [
-            *(str(self._binaries / "initdb"), "--pgdata", "data", "--username", _SUPERUSER),
+            *(str(self._binaries / "initdb"), "--pgdata", "data", "--username", SUPERUSER),
             *("--pwfile", str(password_file), "--auth", "scram-sha-256", "--no-sync"),
             *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
         ]
@@ -119,7 +119,8 @@ class Postgres(Part):
 
     def _launch(self) -> Launch:
         user, group = self._user()
-        settings = [f"--{name}={value}" for name, value in (_SETTINGS | {"port": str(self.port)}).items()]
+        here = {"listen_addresses": LOOPBACK, "unix_socket_directories": "", "port": str(self.port)}
+        settings = [f"--{name}={value}" for name, value in (SERVER | here).items()]
         return Launch(
             command=[str(self._binaries / "postgres"), "-D", "data", *settings],
             log=str(self.log),

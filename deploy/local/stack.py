@@ -62,8 +62,7 @@ class Stack:
             atexit.unregister(self._abandon)
             atexit.register(self._abandon, os.getpid())
         try:
-            if "kafka" in wanted:
-                make_archives()
+            self._prepare(wanted)
             with locked(self.folder / "run" / "lock", f"another run is starting or stopping {self.folder}"):
                 self._start([part for part in self.parts if part.name in wanted], timeout)
         except BaseException:
@@ -129,6 +128,11 @@ class Stack:
     ) -> None:
         if not self.detached:
             self.remove()
+
+    def _prepare(self, wanted: set[str]) -> None:
+        """What the parts share; called before every start."""
+        if "kafka" in wanted:
+            make_archives()
 
     def _start(self, parts: list[Part], timeout: float) -> None:
         for part in parts:

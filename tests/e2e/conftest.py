@@ -1,16 +1,57 @@
-"""Fixtures of the end-to-end tests."""
+"""Fixtures of the end-to-end tests, which run on the stack of deploy/local or on containers (tests/containers.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.local.errors import StackError
 from deploy.local.stack import Stack
+from tests.conftest import make_templates
+from tests.containers import ContainerStack, choose_stack
 from tests.e2e.harness import Pipeline
 from tests.roles import let_owner_watch
+
+
+def pytest_report_header() -> str:
+    try:
+        _, description = choose_stack()
+    except StackError as error:
+        raise pytest.UsageError(str(error)) from error
+    return f"stack of the end-to-end tests: {description}"
+
+
+@pytest.fixture(scope="session")
+def make_stack() -> Callable[[Path], Stack]:
+    """Make a further stack in a folder, with nothing running yet."""
+    on_containers, _ = choose_stack()
+    return ContainerStack if on_containers else partial(Stack, detached=False)
+
+
+@pytest.fixture(scope="session")
+def stack(
+    stack: Stack, make_stack: Callable[[Path], Stack], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """The session's stack, or one of containers beside it: the other tests stay on theirs."""
+    if make_stack is not ContainerStack:
+        yield stack
+        return
+    containers = make_stack(tmp_path_factory.mktemp("containers"))
+    yield containers
+    containers.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres(stack: Stack, request: pytest.FixtureRequest) -> Stack:
+    """That stack with PostgreSQL running and the template databases made."""
+    if not isinstance(stack, ContainerStack):
+        return request.getfixturevalue("postgres")  # type: ignore[no-any-return] # the one of all tests
+    make_templates(stack)
+    return stack
 
 
 @pytest.fixture(scope="session")

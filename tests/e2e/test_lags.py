@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from consumer import broker, topics
@@ -11,8 +12,8 @@ from deploy.local.stack import Stack
 from tests.conftest import make_settings
 
 
-def test_a_new_cluster_has_no_lag_and_kills_nobody(tmp_path: Path) -> None:
-    stack = Stack(tmp_path / "stack", detached=False)
+def test_a_new_cluster_has_no_lag_and_kills_nobody(make_stack: Callable[[Path], Stack], tmp_path: Path) -> None:
+    stack = make_stack(tmp_path / "stack")
     try:
         stack.up(["kafka"])
         settings = make_settings(
