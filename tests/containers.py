@@ -6,7 +6,9 @@ Each part keeps the life it has there (start, stop, kill, pause), done to its co
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import warnings
 from abc import abstractmethod
 from contextlib import suppress
 from pathlib import Path
@@ -63,10 +65,16 @@ def choose_stack() -> tuple[bool, str]:
 
 def _find_obstacle() -> str | None:
     """What prevents containers; pulls the images that are missing."""
-    try:
-        client = DockerClient().client
-        client.ping()
-    except (DockerException, OSError):
+    with warnings.catch_warnings():
+        # docker-py forgets a socket that could not connect.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            client = DockerClient().client
+            client.ping()
+        except (DockerException, OSError):
+            client = None
+        gc.collect()
+    if client is None:
         return "no Docker engine answers"
     images = list(IMAGES.values())
     if not testcontainers_config.ryuk_disabled:
@@ -77,10 +85,9 @@ def _find_obstacle() -> str | None:
                 client.images.get(image)
             except ImageNotFound:
                 print(f"pulling {image}", flush=True)
-                try:
-                    client.images.pull(image)
-                except DockerException as error:
-                    return f"the image {image} cannot be pulled: {getattr(error, 'explanation', None) or error}"
+                client.images.pull(image)
+    except DockerException as error:
+        return f"the image {image} cannot be pulled: {getattr(error, 'explanation', None) or error}"
     finally:
         client.close()
     return None

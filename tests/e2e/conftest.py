@@ -17,7 +17,9 @@ from tests.e2e.harness import Pipeline
 from tests.roles import let_owner_watch
 
 
-def pytest_report_header() -> str:
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.option.collectonly:
+        return ""  # nothing is pulled to look at names
     try:
         _, description = choose_stack()
     except StackError as error:
