@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from testcontainers.community.kafka import KafkaContainer
 from testcontainers.community.postgres import PostgresContainer
@@ -273,5 +272,5 @@ class ContainerStack(Stack):
 
     def _abandon(self, owner: int) -> None:
         if os.getpid() == owner:  # not in a fork
-            with suppress(docker.errors.DockerException):
+            with suppress(DockerException):
                 self.remove()
