@@ -12,13 +12,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tests.bench import drain, evidence
+from tests.bench import capture, drain, evidence, interference, memory, scaleout, skip, startup
 from tests.bench.bed import Bed
 from tests.bench.drain import Plan
 from tests.bench.results import Item, say
 
 ITEMS: Final[Mapping[str, Callable[[Plan], Item]]] = {
     "drain": drain.run,
+    "skip": skip.run,
+    "memory": memory.run,
+    "scaleout": scaleout.run,
+    "interference": interference.run,
+    "startup": startup.run,
+    "capture": capture.run,
 }
 
 

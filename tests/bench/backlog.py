@@ -125,6 +125,10 @@ class Backlog:
             }
         )
         self._producer.init_transactions(30)
+        self.begin()
+
+    def begin(self) -> None:
+        """What is written from now on is seen from the next `release` on."""
         self._producer.begin_transaction()
 
     def write(self, records: Iterable[KeyValue], topic: str | None = None, headers: Any = None) -> None:

@@ -258,6 +258,10 @@ class Scene:
 
     def wait_committed(self, ends: Mapping[int, int], timeout: float = 600) -> float:
         """Until the group has committed these offsets of the source topic; gives the moment (monotonic)."""
+        return self.watch_committed(ends, timeout)[-1][0]
+
+    def watch_committed(self, ends: Mapping[int, int], timeout: float = 600) -> list[tuple[float, int]]:
+        """The same; gives each moment (monotonic) at which more was committed, and the sum of the offsets then."""
         if self._offsets is None:
             config = {
                 "bootstrap.servers": self.settings.kafka_bootstrap_servers,
@@ -268,15 +272,20 @@ class Scene:
             self.cleanup.callback(self._offsets.close)
         client = self._offsets
         wanted = [TopicPartition(self.topic, number) for number in ends]
+        seen = [(time.monotonic(), 0)]
 
         def is_committed() -> bool:
             try:
-                return all(each.offset >= ends[each.partition] for each in client.committed(wanted, 10))
+                found = client.committed(wanted, 10)
             except KafkaException:
                 return False
+            total = sum(max(0, each.offset) for each in found)
+            if total > seen[-1][1]:
+                seen.append((time.monotonic(), total))
+            return all(each.offset >= ends[each.partition] for each in found)
 
         wait_until(is_committed, "the offsets to be committed", timeout, every=0.01)
-        return time.monotonic()
+        return seen
 
     def close(self) -> None:
         """End and delete everything of this run."""

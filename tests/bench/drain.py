@@ -24,6 +24,8 @@ LAYOUTS: Final[Mapping[Layout, str]] = {
     "silent": "Debezium captures, our updates are silenced",
 }
 
+WARM_UP_PART: Final = 4  # of the records, in the round that does not count
+
 # What a session of ours and the connector need so that our own updates make no events.
 SILENT_CONSUMER: Final = {"CFO_SYNC_SILENCE_ECHO": "true"}
 SILENT_CONNECTOR: Final = {"slot.stream.params": "origin=none"}
@@ -54,19 +56,18 @@ def run(plan: Plan) -> Item:
     """Ours beside Debezium's JDBC sink, two plain ways to do it, and the ceiling."""
     count, few = plan.size(200_000, 6_000), plan.size(10_000, 500)
     layouts: list[Layout] = ["idle", "captured", *(["silent"] if plan.is_silent else [])]
-    bed, events = plan.bed, plan.events
-    template, small_template = bed.template(count), bed.template(few)
-    batches = ceiling.record(bed, template, count, plan.batch_size)
+    bed = plan.bed
+    batches = ceiling.record(bed, bed.template(count), count, plan.batch_size)
     contenders: dict[str, Callable[[bool], Sample]] = {}
     for layout in layouts:
-        contenders[f"cfo-sync run, {layout}"] = partial(ours, plan, template, count, layout)
+        contenders[f"cfo-sync run, {layout}"] = partial(ours, plan, count, layout)
         for connections in (1, 2):
             name = f"ceiling, {_connections(connections)}, {layout}"
-            contenders[name] = partial(_ceiling, plan, template, count, layout, batches, connections)
+            contenders[name] = partial(_ceiling, plan, count, layout, batches, connections)
         if layout != "silent":
-            contenders[f"JDBC sink, {layout}"] = partial(_sink, plan, template, count, layout)
-    contenders["one record, one transaction"] = partial(_plain, plan, small_template, few, events)
-    contenders["blind INSERT per call"] = partial(_blind, plan, small_template, few)
+            contenders[f"JDBC sink, {layout}"] = partial(_sink, plan, count, layout)
+    contenders["one record, one transaction"] = partial(_plain, plan, few)
+    contenders["blind INSERT per call"] = partial(_blind, plan, few)
     item = Item(
         "drain",
         "Drain of paid invoices by one process",
@@ -104,7 +105,8 @@ def ours(
     before: Callable[[Scene], None] = lambda scene: None,
 ) -> Sample:  # fmt: skip
     """Drain with so many processes of `cfo-sync run`; `before` is called before they start."""
-    with plan.bed.scene(template, CFO_SYNC_BATCH_SIZE=str(plan.batch_size)) as scene:
+    count = count // WARM_UP_PART if is_warm_up else count
+    with plan.bed.scene(plan.bed.template(count), CFO_SYNC_BATCH_SIZE=str(plan.batch_size)) as scene:
         before(scene)
         backlog = Backlog(scene)
         backlog.write(plan.events.paid.records(range(1, count + 1)))
@@ -149,18 +151,21 @@ def _check_booked(scene: Scene, count: int) -> None:
 
 
 def _ceiling(
-    plan: Plan, template: str, count: int, layout: Layout, batches: list[ceiling.Batch], connections: int,
-    is_warm_up: bool,
-) -> Sample:  # fmt: skip
-    with plan.bed.scene(template) as scene:
+    plan: Plan, count: int, layout: Layout, batches: list[ceiling.Batch], connections: int, is_warm_up: bool
+) -> Sample:
+    if is_warm_up:
+        batches = batches[: max(1, len(batches) // WARM_UP_PART)]
+        count = min(count, len(batches) * plan.batch_size)
+    with plan.bed.scene(plan.bed.template(count)) as scene:
         start_capture(scene, layout)
         took = ceiling.replay(scene.dsn, batches, connections)
         _check_booked(scene, count)
     return count / took, {"seconds": took}
 
 
-def _sink(plan: Plan, template: str, count: int, layout: Layout, is_warm_up: bool) -> Sample:
-    with plan.bed.scene(template) as scene:
+def _sink(plan: Plan, count: int, layout: Layout, is_warm_up: bool) -> Sample:
+    count = count // WARM_UP_PART if is_warm_up else count
+    with plan.bed.scene(plan.bed.template(count)) as scene:
         backlog = Backlog(scene)
         backlog.write(plan.events.paid.records(range(1, count + 1)))
         start_capture(scene, layout)
@@ -181,10 +186,11 @@ def _wait_rows(scene: Scene, table: str, count: int) -> float:
         return time.monotonic()
 
 
-def _plain(plan: Plan, template: str, count: int, events: Captured, is_warm_up: bool) -> Sample:
-    with plan.bed.scene(template) as scene:
+def _plain(plan: Plan, count: int, is_warm_up: bool) -> Sample:
+    count = count // WARM_UP_PART if is_warm_up else count
+    with plan.bed.scene(plan.bed.template(count)) as scene:
         backlog = Backlog(scene)
-        backlog.write(events.paid.records(range(1, count + 1)))
+        backlog.write(plan.events.paid.records(range(1, count + 1)))
         Program(scene, ["-m", "tests.bench.rivals", "plain"], scene.environment, "plain")
         scene.wait_assigned(1, PARTITIONS)
         began = backlog.release()
@@ -193,8 +199,9 @@ def _plain(plan: Plan, template: str, count: int, events: Captured, is_warm_up: 
     return count / took, {"seconds": took}
 
 
-def _blind(plan: Plan, template: str, count: int, is_warm_up: bool) -> Sample:
-    with plan.bed.scene(template) as scene:
+def _blind(plan: Plan, count: int, is_warm_up: bool) -> Sample:
+    count = count // WARM_UP_PART if is_warm_up else count
+    with plan.bed.scene(plan.bed.template(count)) as scene:
         program = Program(scene, ["-m", "tests.bench.rivals", "blind", str(count)], scene.environment, "blind")
         with psycopg.connect(scene.dsn, autocommit=True) as connection:
             began = _wait_first(connection)

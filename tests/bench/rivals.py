@@ -1,4 +1,4 @@
-"""What one would write without this product: `python -m tests.bench.rivals plain|blind`, settings as for `cfo-sync run`.
+"""What one would write without this product: `python -m tests.bench.rivals plain|blind`, set as `cfo-sync run` is.
 
 Both hold one connection and write the guide's four rows for each invoice in one transaction of its own.
 """
@@ -65,7 +65,8 @@ def book(connection: psycopg.Connection, invoice_id: int, *, is_checked: bool) -
         values: Mapping[str, Any] = {
             "Date": paid_at, "Description": f"Invoice {number} - {client} - {period}", "Amount": amount,
             "classified_entity": _ENTITY, "Business_Unit": "Paraguay Mining", "source_file": f"crypto_invoice_{number}",
-            "transaction_type": "Revenue", "confidence": 1, "classification_reason": f"Crypto invoice payment from {client}",
+            "transaction_type": "Revenue", "confidence": 1,
+            "classification_reason": f"Crypto invoice payment from {client}",
             "Origin": "External Account", "Destination": "Delta Paraguay Operations", "Identifier": number,
             "Currency": currency,
         }  # fmt: skip
