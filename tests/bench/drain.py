@@ -55,7 +55,9 @@ class Plan:
 def run(plan: Plan) -> Item:
     """Ours beside Debezium's JDBC sink, two plain ways to do it, and the ceiling."""
     count, few = plan.size(200_000, 6_000), plan.size(10_000, 500)
-    layouts: list[Layout] = ["idle", "captured", *(["silent"] if plan.is_silent else [])]
+    layouts: list[Layout] = ["idle", "captured"]
+    if plan.is_silent:
+        layouts.append("silent")
     bed = plan.bed
     batches = ceiling.record(bed, bed.template(count), count, plan.batch_size)
     contenders: dict[str, Callable[[bool], Sample]] = {}
@@ -101,7 +103,7 @@ def start_capture(scene: Scene, layout: Layout) -> None:
 
 
 def ours(
-    plan: Plan, template: str, count: int, layout: Layout, is_warm_up: bool = False, *, processes: int = 1,
+    plan: Plan, count: int, layout: Layout, is_warm_up: bool, *, processes: int = 1,
     before: Callable[[Scene], None] = lambda scene: None,
 ) -> Sample:  # fmt: skip
     """Drain with so many processes of `cfo-sync run`; `before` is called before they start."""
