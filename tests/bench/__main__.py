@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tests.bench import capture, drain, evidence, interference, memory, scaleout, skip, startup
+from tests.bench import capture, drain, evidence, interference, latency, memory, scaleout, skip, startup, tools
 from tests.bench.bed import Bed
 from tests.bench.drain import Plan
 from tests.bench.results import Item, say
@@ -20,9 +20,11 @@ from tests.bench.results import Item, say
 ITEMS: Final[Mapping[str, Callable[[Plan], Item]]] = {
     "drain": drain.run,
     "skip": skip.run,
+    "latency": latency.run,
     "memory": memory.run,
     "scaleout": scaleout.run,
     "interference": interference.run,
+    "tools": tools.run,
     "startup": startup.run,
     "capture": capture.run,
 }

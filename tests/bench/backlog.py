@@ -69,7 +69,8 @@ def capture(bed: Bed) -> Captured:
     events = [
         Event.of(_encoded(key["payload"]), _encoded(value["payload"])) for key, value in zip(keys, values, strict=True)
     ]
-    return Captured(*events, json.dumps(keys[0]["schema"]), json.dumps(values[0]["schema"]))
+    draft, sent, paid, complete = events
+    return Captured(draft, sent, paid, complete, json.dumps(keys[0]["schema"]), json.dumps(values[0]["schema"]))
 
 
 def _read(scene: Scene, count: int) -> tuple[list[Any], list[Any]]:

@@ -33,22 +33,24 @@ from tests.bench.results import say
 SINK: Final = "jdbc-sink"
 PARTITIONS: Final = 8
 
-# Ids of one to `count`; what the product needs to book them; a payment each.
+# Ids of one to `count`.
 _INVOICES: Final = """
 INSERT INTO crypto_clients (id, name) VALUES (1, 'Alps Blockchain'), (2, 'Exos Capital'), (3, 'GM Data Centers'),
     (4, 'Somebody Else');
 INSERT INTO crypto_invoices (id, invoice_number, client_id, status, amount_usd, crypto_currency, crypto_amount,
     crypto_network, billing_period, description, created_at, updated_at, paid_at)
-SELECT n, 'BENCH-' || n, 1 + n %% 4, '{status}', {amount}, 'USDT', 100 + n %% 90000,
+SELECT n, 'BENCH-' || n, 1 + n % 4, '{status}', {amount}, 'USDT', 100 + n % 90000,
     'TRC20', 'October 2025', 'Hosting services', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC',
     now() AT TIME ZONE 'UTC' - n * interval '1 second'
 FROM generate_series(1, {count}) n;
+SELECT setval('crypto_invoices_id_seq', {count});
+"""
+_PAYMENTS: Final = """
 INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, amount_received, currency, network, status,
     confirmations, confirmed_at)
-SELECT n, md5(n::text) || md5('b' || n), 100 + n %% 90000, 'USDT', 'TRC20', 'confirmed', 20, now() AT TIME ZONE 'UTC'
+SELECT n, md5(n::text) || md5('b' || n), 100 + n % 90000, 'USDT', 'TRC20', 'confirmed', 20, now() AT TIME ZONE 'UTC'
 FROM generate_series(1, {count}) n;
-SELECT setval('crypto_invoices_id_seq', {count});
-""".replace("%%", "%")
+"""
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 120, every: float = 0.05) -> Any:
@@ -84,14 +86,18 @@ class Bed:
         """A session that may do everything, in autocommit mode."""
         return psycopg.connect(self.stack.postgres.superuser_dsn(dbname), autocommit=True)
 
-    def template(self, count: int, *, status: str = "paid", amount: str = "100 + n % 90000") -> str:
-        """A database with so many invoices that can be booked; made once and copied for each run."""
-        key = (count, status, amount)
+    def template(
+        self, count: int, *, status: str = "paid", amount: str = "100 + n % 90000", is_paid: bool = True
+    ) -> str:
+        """A database with so many invoices, and a payment for each if they are paid; made once, copied for each run."""
+        key = (count, status, amount, is_paid)
         if key not in self._templates:
             name = f"template_{len(self._templates)}"
             prepare_database(self.stack, name)
             with psycopg.connect(self.stack.postgres.dsn(name), autocommit=True) as connection:
                 connection.execute(_INVOICES.format(count=count, status=status, amount=amount).encode())
+                if is_paid:
+                    connection.execute(_PAYMENTS.format(count=count).encode())
             with self.superuser(name) as connection:
                 connection.execute("VACUUM ANALYZE")
             self._templates[key] = name

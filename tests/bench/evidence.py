@@ -39,7 +39,7 @@ def versions(bed: Bed) -> dict[str, str]:
     """Of everything that takes part."""
     with bed.superuser() as connection:
         [(postgres,)] = connection.execute("SHOW server_version").fetchall()
-    jars = {}
+    jars: dict[str, str] = {}
     for lock in sorted((REPOSITORY / "deploy" / "local" / "java").glob("*/jgo.lock.toml")):
         for name, found in re.findall(r'artifactId = "(.+)"\nversion = "(.+)"', lock.read_text()):
             jars.setdefault(name, found)

@@ -108,7 +108,7 @@ def alternate(
     """
     values: dict[str, list[Sample]] = {name: [] for name in contenders}
     for number in range(0 if warm_up else 1, rounds + 1):
-        for name in contenders if number % 2 else reversed(contenders):
+        for name in list(contenders)[:: 1 if number % 2 else -1]:
             began = time.monotonic()
             value, details = contenders[name](number == 0)
             label = f"round {number}/{rounds}" if number else "warm-up"

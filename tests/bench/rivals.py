@@ -37,7 +37,7 @@ def plain() -> None:
             event = json.loads(message.value() or b"{}")
             if (event.get("after") or {}).get("status") == "paid":
                 book(connection, event["after"]["id"], is_checked=True)
-            consumer.commit(message, asynchronous=False)
+            consumer.commit(message=message, asynchronous=False)
 
 
 def blind(count: int) -> None:
