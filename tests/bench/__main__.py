@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tests.bench import capture, drain, evidence, interference, latency, memory, scaleout, skip, startup, tools
+from tests.bench import capture, chart, drain, evidence, interference, latency, memory, scaleout, skip, startup, tools
 from tests.bench.bed import Bed
 from tests.bench.drain import Plan
 from tests.bench.results import Item, say
@@ -40,7 +41,15 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=1, help="of one consumer that apply; for the ceiling's goal")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder of the report")
     parser.add_argument("--name", default=None, help="of the report bench-NAME.json (default: full, or small)")
+    parser.add_argument(
+        "--table", type=Path, help="measure nothing: print this report as Markdown, draw its chart anew"
+    )
     given = parser.parse_args()
+    if given.table is not None:
+        document = json.loads(given.table.read_text())
+        print(evidence.table(document), end="")
+        given.table.with_suffix(".svg").write_text(chart.draw(document))
+        return 0
     wanted = [name for name in given.only.split(",") if name]
     if unknown := [name for name in wanted if name not in ITEMS]:
         parser.error(f"no such item: {', '.join(unknown)}")
@@ -56,6 +65,7 @@ def main() -> int:
             began = time.monotonic()
             item = ITEMS[each](plan)
             document = evidence.put(path, item, about, time.monotonic() - began)
+            path.with_suffix(".svg").write_text(chart.draw(document))
             print(evidence.table({"items": {each: document["items"][each]}}), flush=True)
     say(f"kept in {path}")
     return 0

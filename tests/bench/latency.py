@@ -16,7 +16,8 @@ from tests.bench.process import ConsumerProgram
 from tests.bench.results import Figure, Item, Verdict, percentile, say
 
 _RATE = 50
-_PAYMENT = """INSERT INTO crypto_payment_transactions (invoice_id, transaction_hash, amount_received, status, confirmed_at)
+_PAYMENT = """INSERT INTO crypto_payment_transactions
+    (invoice_id, transaction_hash, amount_received, status, confirmed_at)
 SELECT id, 'bench-' || id, amount_usd, 'confirmed', now() AT TIME ZONE 'UTC' FROM crypto_invoices
 WHERE id BETWEEN %s AND %s"""
 _PAID = """UPDATE crypto_invoices SET status = 'paid', paid_at = now() AT TIME ZONE 'UTC',

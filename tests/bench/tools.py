@@ -121,8 +121,8 @@ def _queries(item: Item, plan: Plan, scene: Scene) -> None:
     )
     waiting = resources.files("consumer.sql").joinpath("monitor_pending.sql").read_bytes()
     with psycopg.connect(scene.dsn, autocommit=True) as connection:
-        for name, query in {"pending list": pending, "monitor, waiting": waiting}.items():
-            [(plans,)] = connection.execute(b"EXPLAIN (FORMAT JSON) " + query).fetchall()
+        for name, statement in {"pending list": pending, "monitor, waiting": waiting}.items():
+            [(plans,)] = connection.execute(b"EXPLAIN (FORMAT JSON) " + statement).fetchall()
             whole = sorted(_read_whole(plans[0]["Plan"]) & _LARGE)
             item.verdicts.append(Verdict(f"large tables read whole: {name}", len(whole), 0, "at most", ""))
 
