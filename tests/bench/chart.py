@@ -12,7 +12,9 @@ _WIDTH: Final = 880
 _LABELS: Final = 330
 _BARS: Final = 400
 _ROW: Final = 22
-_OURS: Final, _OTHERS, _RANGE = "#0b6e4f", "#9aa5b1", "#1f2933"
+_OURS: Final = "#0b6e4f"
+_OTHERS: Final = "#9aa5b1"
+_RANGE: Final = "#1f2933"
 
 
 def draw(document: Mapping[str, Any]) -> str:
