@@ -39,6 +39,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=None, help="that count, after one that does not (default: 5)")
     parser.add_argument("--silent", action="store_true", help="also with the echo of our own updates silenced")
     parser.add_argument("--connections", type=int, default=1, help="of one consumer that apply; for the ceiling's goal")
+    parser.add_argument("--batch", type=int, default=2000, help="records in one transaction, of every contender")
+    parser.add_argument(
+        "--match", default="", help="of the drain, only contenders with this in their names; a/b for two"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder of the report")
     parser.add_argument("--name", default=None, help="of the report bench-NAME.json (default: full, or small)")
     parser.add_argument(
@@ -59,7 +63,15 @@ def main() -> int:
     rounds = given.rounds or (1 if given.small else 5)
     with tempfile.TemporaryDirectory(prefix="cfo-sync-bench-") as folder, Bed(Path(folder)) as bed:
         about = evidence.describe(bed)
-        plan = Plan(bed, rounds, given.small, given.silent, given.connections)
+        plan = Plan(
+            bed,
+            rounds,
+            given.small,
+            given.silent,
+            given.connections,
+            given.batch,
+            tuple(filter(None, given.match.split("/"))),
+        )
         for each in wanted:
             say(f"{each}:")
             began = time.monotonic()

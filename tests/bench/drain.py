@@ -41,6 +41,8 @@ class Plan:
     is_silent: bool = False
     connections: int = 1
     batch_size: int = 2000
+    match: tuple[str, ...] = ()
+    """Of the drain, only the contenders whose names contain one of these."""
 
     @cached_property
     def events(self) -> Captured:
@@ -76,20 +78,26 @@ def run(plan: Plan) -> Item:
         {"invoices": count, "invoices of the two slow ones": few, "batch": plan.batch_size, "partitions": PARTITIONS,
          "layouts": {name: LAYOUTS[name] for name in layouts}},
     )  # fmt: skip
+    if plan.match:
+        contenders = {name: each for name, each in contenders.items() if any(part in name for part in plan.match)}
     item.figures = alternate(contenders, plan.rounds, "invoices/s")
     for layout in layouts:
-        mine = item.figure(f"cfo-sync run, {layout}")
-        if layout != "silent":
-            item.verdicts.append(Verdict(f"JDBC sink, {layout}", ratio(mine, item.figure(f"JDBC sink, {layout}")), 1.5))
+        mine = f"cfo-sync run, {layout}"
+        _compare(item, mine, f"JDBC sink, {layout}", 1.5)
         for connections in (1, 2):
-            name = f"ceiling, {_connections(connections)}, {layout}"
             goal = 0.85 if connections == plan.connections else None
-            item.verdicts.append(Verdict(name, ratio(mine, item.figure(name)), goal))
-    mine = item.figure("cfo-sync run, idle")
+            _compare(item, mine, f"ceiling, {_connections(connections)}, {layout}", goal)
     for name in ("one record, one transaction", "blind INSERT per call"):
-        item.verdicts.append(Verdict(name, ratio(mine, item.figure(name))))
+        _compare(item, "cfo-sync run, idle", name)
     item.notes.append("The JDBC sink writes one row for each event, the others four rows for each invoice.")
     return item
+
+
+def _compare(item: Item, mine: str, name: str, goal: float | None = None) -> None:
+    """If both were measured."""
+    found = {each.name: each for each in item.figures}
+    if mine in found and name in found:
+        item.verdicts.append(Verdict(name, ratio(found[mine], found[name]), goal))
 
 
 def _connections(count: int) -> str:

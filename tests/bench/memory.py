@@ -31,7 +31,8 @@ def run(plan: Plan) -> Item:
                 ConfigEntry("max.message.bytes", "8000000", incremental_operation=AlterConfigOpType.SET)
             ],
         )
-        for future in scene.admin().incremental_alter_configs([resource]).values():
+        admin = scene.admin()
+        for future in admin.incremental_alter_configs([resource]).values():
             future.result(30)
         program = ConsumerProgram(scene)
         program.wait_ready()
