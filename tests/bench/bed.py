@@ -241,26 +241,24 @@ class Scene:
 
     # -- the group -----------------------------------------------------------------------------------------------------
 
-    def wait_assigned(self, members: int, partitions: int, group: str | None = None, timeout: float = 60) -> None:
-        """Until so many members share so many partitions of the source topic, and nobody is joining."""
+    def wait_assigned(
+        self, members: int, partitions: int, group: str | None = None, timeout: float = 60
+    ) -> tuple[int, ...]:
+        """Until so many members share so many partitions of the source topic; gives how many each has of it."""
         admin, group = self.admin(), group or self.settings.group_id
 
-        def is_assigned() -> bool:
+        def shares() -> tuple[int, ...]:
             with suppress(KafkaException):
                 found = admin.describe_consumer_groups([group])[group].result(10)
                 assigned = [
                     sum(each.topic == self.topic for each in member.assignment.topic_partitions)
                     for member in found.members
                 ]
-                return (
-                    found.state.name == "STABLE"
-                    and sum(assigned) == partitions
-                    and assigned.count(0) == 0
-                    and (len(assigned) == members)
-                )
-            return False
+                if found.state.name == "STABLE" and sum(assigned) == partitions and len(assigned) == members:
+                    return tuple(sorted(assigned))
+            return ()
 
-        wait_until(is_assigned, f"{members} members of {group}", timeout, every=0.02)
+        return tuple(wait_until(shares, f"{members} members of {group}", timeout, every=0.02))
 
     def wait_committed(self, ends: Mapping[int, int], timeout: float = 600) -> float:
         """Until the group has committed these offsets of the source topic; gives the moment (monotonic)."""

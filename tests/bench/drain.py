@@ -125,7 +125,7 @@ def ours(
         programs = [ConsumerProgram(scene, environment) for _ in range(processes)]
         startup = max(program.wait_ready() for program in programs)
         began = time.monotonic()
-        scene.wait_assigned(processes, PARTITIONS)
+        shares = scene.wait_assigned(processes, PARTITIONS)
         join = time.monotonic() - began
         cpu = sum(program.cpu_seconds for program in programs)
         began = backlog.release()
@@ -136,6 +136,7 @@ def ours(
             "seconds": took,
             "startup_seconds": startup,
             "join_seconds": join,
+            "source_partitions": shares,
             "first_commit_seconds": first,
             "cpu_seconds": sum(program.cpu_seconds for program in programs) - cpu,
             "peak_rss_mb": max(program.memory("VmHWM") for program in programs),
