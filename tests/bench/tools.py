@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -50,7 +54,7 @@ def run(plan: Plan) -> Item:
     count, letters = plan.size(1_000_000, 20_000), plan.size(100_000, 2_000)
     item = Item("tools", "Operators' tools", {"invoices": count, "pending": _PENDING, "dead letters": letters})
     with plan.bed.scene(_booked(plan.bed, count)) as scene:
-        _time(item, "cfo-sync reconcile", plan.rounds, lambda: _command(scene, ["reconcile", "--json"], {0, 1}))
+        _time(item, "cfo-sync reconcile", plan.rounds, partial(_reconcile, scene, count))
         _time(item, "cfo-sync pending", plan.rounds, lambda: _command(scene, ["pending", "--json"], {1}))
         _queries(item, plan, scene)
         _metrics(item, plan, scene)
@@ -86,15 +90,26 @@ def _time(item: Item, name: str, rounds: int, action: Callable[[], float]) -> Fi
     return figure
 
 
-def _command(scene: Scene, arguments: Sequence[str], codes: set[int]) -> float:
+def _command(scene: Scene, arguments: Sequence[str], codes: set[int], output: Path = Path(os.devnull)) -> float:
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "consumer", *arguments],
-        env=merged(scene.environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
-    )  # fmt: skip
+    with output.open("wb") as stream:
+        command = [sys.executable, "-m", "consumer", *arguments]
+        done = subprocess.run(
+            command, env=merged(scene.environment), stdout=stream, stderr=subprocess.PIPE, check=False
+        )
     took = time.monotonic() - began
     if done.returncode not in codes:
         raise RuntimeError(f"cfo-sync {' '.join(arguments)} ended with {done.returncode}: {done.stderr.decode()}")
+    return took
+
+
+def _reconcile(scene: Scene, count: int) -> float:
+    """All of it must have been compared, and only what is pending differ."""
+    report = scene.folder / "reconciliation.json"
+    took = _command(scene, ["reconcile", "--json"], {0, 1}, report)
+    found = json.loads(report.read_text())["summary"]
+    if (found["invoices"], found["differences"] + found["in_flight"]) != (count, _PENDING):
+        raise RuntimeError(f"the reconciliation found {found['counts']} among {found['invoices']} invoices")
     return took
 
 
