@@ -107,3 +107,17 @@ def test_offsets_reset_to_the_beginning_change_nothing(pipeline: Pipeline) -> No
     pipeline.wait_quiet()
     pipeline.assert_booked_exactly_once(200)
     assert pipeline.invoices.rows("SELECT * FROM crypto_invoice_cfo_sync ORDER BY id") == before
+
+
+def test_consumers_share_every_topic_evenly(pipeline: Pipeline) -> None:
+    consumers = [pipeline.start_consumer() for _ in range(2)]
+
+    def shares() -> list[int]:
+        return sorted(len(members) for members in pipeline.shares(pipeline.source_topic).values())
+
+    partitions = len(pipeline.end_offsets(pipeline.source_topic))
+    wait_until(lambda: shares() == [partitions // 2] * 2, "each to have half of the source topic")
+    pipeline.invoices.paid_invoices(400)
+    pipeline.wait_complete(400)
+    pipeline.assert_booked_exactly_once(400)
+    assert all(consumer.stop() == 0 for consumer in consumers)
