@@ -112,8 +112,12 @@ def test_offsets_reset_to_the_beginning_change_nothing(pipeline: Pipeline) -> No
 def test_consumers_share_every_topic_evenly(pipeline: Pipeline) -> None:
     consumers = [pipeline.start_consumer() for _ in range(2)]
 
+    group = pipeline.settings.group_id
+
     def shares() -> list[int]:
-        return sorted(len(members) for members in pipeline.shares(pipeline.source_topic).values())
+        found = pipeline.admin().describe_consumer_groups([group])[group].result(10)
+        assigned = [member.assignment.topic_partitions for member in found.members if member.assignment is not None]
+        return [sum(each.topic == pipeline.source_topic for each in mine) for mine in assigned]
 
     partitions = len(pipeline.end_offsets(pipeline.source_topic))
     wait_until(lambda: shares() == [partitions // 2] * 2, "each to have half of the source topic")
