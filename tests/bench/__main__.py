@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="little of everything: to see that it works")
     parser.add_argument("--rounds", type=int, default=None, help="that count, after one that does not (default: 5)")
     parser.add_argument("--silent", action="store_true", help="also with the echo of our own updates silenced")
-    parser.add_argument("--connections", type=int, default=1, help="of one consumer that apply; for the ceiling's goal")
+    parser.add_argument("--connections", type=int, choices=(1, 2), default=2, help="over which one consumer books")
     parser.add_argument("--batch", type=int, default=2000, help="records in one transaction, of every contender")
     parser.add_argument(
         "--match", default="", help="of the drain, only contenders with this in their names; a/b for two"

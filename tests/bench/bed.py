@@ -133,7 +133,9 @@ class Bed:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def scene(self, template: str, *, partitions: int = PARTITIONS, **environment: str) -> Iterator[Scene]:
+    def scene(
+        self, template: str, *, partitions: int = PARTITIONS, environment: Mapping[str, str] | None = None
+    ) -> Iterator[Scene]:
         """All that one run needs for itself; nothing of it is left afterwards."""
         number = next(self._numbers)
         prefix = f"b{number}"
@@ -145,7 +147,7 @@ class Bed:
             "CFO_SYNC_TOPIC_PREFIX": f"bench-{number}",
             "CFO_SYNC_LOG_FORMAT": "json",
             "CFO_SYNC_SWEEP_INTERVAL": "1d",
-            **environment,
+            **(environment or {}),
         }
         overrides = {
             key.removeprefix("CFO_SYNC_").lower(): value

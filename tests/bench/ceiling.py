@@ -19,7 +19,7 @@ from unittest.mock import patch
 import psycopg
 
 from consumer.service import CFOSyncService
-from tests.bench.bed import Bed, Scene
+from tests.bench.bed import Bed
 
 Statement: TypeAlias = tuple[Any, Any, dict[str, Any]]
 Batch: TypeAlias = list[Statement]
@@ -31,7 +31,11 @@ _WRITE: Final = re.compile(r"\s*(?:--[^\n]*\n\s*)*(?:INSERT\s+INTO|UPDATE)\s+\"?
 def record(bed: Bed, template: str, count: int, batch_size: int) -> list[Batch]:
     """Book the template's invoices with the product's service on a copy; gives what it wrote, batch by batch."""
     batches: list[Batch] = []
-    with bed.scene(template, partitions=1) as scene, _service(scene) as service:
+    one = {"CFO_SYNC_APPLY_CONNECTIONS": "1"}  # so that a batch is one transaction
+    with (
+        bed.scene(template, partitions=1, environment=one) as scene,
+        CFOSyncService(scene.settings) as service,
+    ):
         for first in range(1, count + 1, batch_size):
             with _recording() as written:
                 service.sync(dict.fromkeys(range(first, min(first + batch_size, count + 1)), 0))
@@ -40,11 +44,6 @@ def record(bed: Bed, template: str, count: int, batch_size: int) -> list[Batch]:
     if tables != {tuple(sorted(_TABLES))}:
         raise RuntimeError(f"a booking writes something else than four tables once each: {tables}")
     return batches
-
-
-def _service(scene: Scene) -> CFOSyncService:
-    """One that writes a batch in one transaction."""
-    return CFOSyncService(scene.settings.model_copy(update={"apply_connections": 1}))
 
 
 @contextmanager

@@ -39,10 +39,15 @@ class Plan:
     rounds: int
     is_small: bool
     is_silent: bool = False
-    connections: int = 1
+    connections: int = 2
     batch_size: int = 2000
     match: tuple[str, ...] = ()
     """Of the drain, only the contenders whose names contain one of these."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Settings of the product."""
+        return {"CFO_SYNC_BATCH_SIZE": str(self.batch_size), "CFO_SYNC_APPLY_CONNECTIONS": str(self.connections)}
 
     @cached_property
     def events(self) -> Captured:
@@ -75,7 +80,8 @@ def run(plan: Plan) -> Item:
     item = Item(
         "drain",
         "Drain of paid invoices by one process",
-        {"invoices": count, "invoices of the two slow ones": few, "batch": plan.batch_size, "partitions": PARTITIONS,
+        {"invoices": count, "invoices of the two slow ones": few, "batch": plan.batch_size,
+            "connections": plan.connections, "partitions": PARTITIONS,
          "layouts": {name: LAYOUTS[name] for name in layouts}},
     )  # fmt: skip
     if plan.match:
@@ -116,7 +122,7 @@ def ours(
 ) -> Sample:  # fmt: skip
     """Drain with so many processes of `cfo-sync run`; `before` is called before they start."""
     count = count // WARM_UP_PART if is_warm_up else count
-    with plan.bed.scene(plan.bed.template(count), CFO_SYNC_BATCH_SIZE=str(plan.batch_size)) as scene:
+    with plan.bed.scene(plan.bed.template(count), environment=plan.variables) as scene:
         before(scene)
         backlog = Backlog(scene)
         backlog.write(plan.events.paid.records(range(1, count + 1)))
