@@ -112,10 +112,10 @@ def test_offsets_reset_to_the_beginning_change_nothing(pipeline: Pipeline) -> No
 def test_consumers_share_every_topic_evenly(pipeline: Pipeline) -> None:
     consumers = [pipeline.start_consumer() for _ in range(2)]
 
-    group = pipeline.settings.group_id
+    admin, group = pipeline.admin(), pipeline.settings.group_id
 
     def shares() -> list[int]:
-        found = pipeline.admin().describe_consumer_groups([group])[group].result(10)
+        found = admin.describe_consumer_groups([group])[group].result(10)
         assigned = [member.assignment.topic_partitions for member in found.members if member.assignment is not None]
         return [sum(each.topic == pipeline.source_topic for each in mine) for mine in assigned]
 
