@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults bench check audit sbom up down status clean lock
+.PHONY: help venv demo test faults bench check audit sbom dist up down status clean lock
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -16,6 +16,7 @@ help:
 	@echo 'make check   lint, types, unit tests and the audit'
 	@echo 'make audit   ask for known vulnerabilities of the Python packages, where that can be asked'
 	@echo 'make sbom    write dist/sbom.json (CycloneDX)'
+	@echo 'make dist    build the wheel and the source archive, into dist'
 	@echo 'make up      start a stack in the background; its settings: .local/env'
 	@echo 'make status  what of it runs'
 	@echo 'make down    stop it; the data stays'
@@ -59,6 +60,9 @@ audit: venv
 sbom: venv
 	@exec $(python) -m deploy.supply sbom
 
+dist: venv
+	@exec $(python) -m hatchling build -d dist
+
 up: venv
 	@exec $(python) -m deploy.local up
 
@@ -77,6 +81,7 @@ compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 lock:
 	$(compile) pyproject.toml -o deploy/requirements/runtime.txt
 	$(compile) --extra dev --extra stack pyproject.toml deploy/requirements/build.in -o deploy/requirements/dev.txt
+	$(compile) deploy/requirements/build.in --constraint deploy/requirements/dev.txt -o deploy/requirements/build.txt
 	$(compile) deploy/requirements/tools.in -o deploy/requirements/tools.txt
 	@$(MAKE) venv
 	@exec $(python) -m deploy.local lock

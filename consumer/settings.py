@@ -1,7 +1,8 @@
-"""Settings: environment variables `CFO_SYNC_*`, and a `.env` file beside the process."""
+"""Settings: environment variables `CFO_SYNC_*`, a `.env` file beside the process, and a folder of secret files."""
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +12,14 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 from consumer.retry import MAX_RETRIES
 from consumer.texts import found
 
 PREFIX: Final = "CFO_SYNC_"
+SECRETS_DIR: Final = f"{PREFIX}SECRETS_DIR"
+"""Names a folder in which each file holds one setting and bears its name, such as `cfo_sync_invoice_dsn`."""
 
 
 class SettingsError(Exception):
@@ -168,15 +172,21 @@ _SECRETS: Final = {"invoice_dsn", "cfo_dsn", "api_token"}
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the environment. Raises `SettingsError`: a line for each variable that is wrong, with what was found in it
-    (unless it is a secret) and what is allowed."""
+    """Read the environment, then `.env`, then the folder that `SECRETS_DIR` names: the first that has a setting counts.
+
+    Raises `SettingsError`: a line for each variable that is wrong, with what was found in it (unless it is a secret)
+    and what is allowed.
+    """
+    folder = os.environ.get(SECRETS_DIR) or None
+    if folder is not None and not os.path.isdir(folder):
+        raise SettingsError(f"{SECRETS_DIR}: write the path of a folder that is there, found {found(folder)}")
     try:
-        return Settings(**overrides)
-    except UnicodeDecodeError:
+        return Settings(**{"_secrets_dir": folder} | overrides)
+    except (UnicodeDecodeError, UnreadableError):
         # Its text would repeat the bytes, which may be a secret.
-        raise SettingsError(".env: not UTF-8 text") from None
+        raise SettingsError(f"{'.env' if folder is None else f'.env or a file of {folder}'}: not UTF-8 text") from None
     except OSError as error:
-        raise SettingsError(f".env: cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{error.filename or '.env'}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False, include_context=False):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from consumer.settings import PREFIX, Settings, SettingsError, load, parse_duration
+from consumer.settings import PREFIX, SECRETS_DIR, Settings, SettingsError, load, parse_duration
 
 DSN = "postgresql://cfo:hunter2@localhost:5432/invoicing"
 OTHER_DSN = "host=ledger dbname=cfo user=cfo password=hunter2"
@@ -23,6 +23,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable but those of the test, and no .env file."""
     for name in Settings.model_fields:
         monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+    monkeypatch.delenv(SECRETS_DIR, raising=False)
     monkeypatch.setenv(PREFIX + "INVOICE_DSN", DSN)
     monkeypatch.chdir(tmp_path)
 
@@ -242,3 +243,36 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
 def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
     with suppress(ValueError):
         assert parse_duration(text) >= timedelta(0)
+
+
+def test_a_secret_is_read_from_its_file_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(SECRETS_DIR, str(tmp_path))
+    (tmp_path / "cfo_sync_invoice_dsn").write_text(OTHER_DSN + "\n")
+    (tmp_path / "cfo_sync_api_token").write_text("hunter2\n")
+    assert load().invoice_dsn == SecretStr(DSN)
+    monkeypatch.delenv(PREFIX + "INVOICE_DSN")
+    assert (load().invoice_dsn, load().api_token) == (SecretStr(OTHER_DSN), SecretStr("hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("cfo_sync_cfo_dsn", b"mysql://u:hunter2@h/d", "CFO_SYNC_CFO_DSN: not a PostgreSQL connection string"),
+        ("cfo_sync_api_token", b"hunter2\xff", "not UTF-8 text"),
+    ],
+)
+def test_a_wrong_secret_file_is_told_without_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert says in refusal(monkeypatch, SECRETS_DIR=str(tmp_path))
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_a_settings_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(SECRETS_DIR, str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="CFO_SYNC_SECRETS_DIR: write the path of a folder that is there"):
+        load()

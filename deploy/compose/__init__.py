@@ -1,0 +1,1 @@
+"""The one-shot jobs of deploy/compose.yaml, which run in our own image."""
