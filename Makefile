@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults bench check audit sbom dist up down status clean lock
+.PHONY: help venv demo test faults bench check audit sbom dist up down status clean lock manifests
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -21,6 +21,7 @@ help:
 	@echo 'make status  what of it runs'
 	@echo 'make down    stop it; the data stays'
 	@echo 'make clean   stop it and delete its data'
+	@echo 'make manifests  write the generated manifests of deploy/k8s'
 	@echo 'make lock    resolve the dependencies anew (needs uv)'
 
 venv:
@@ -75,6 +76,9 @@ status: venv
 clean: venv
 	@exec $(python) -m deploy.local clean
 
+manifests: venv
+	@exec $(python) -m deploy.k8s
+
 UV ?= uv
 compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
@@ -83,5 +87,6 @@ lock:
 	$(compile) --extra dev --extra stack pyproject.toml deploy/requirements/build.in -o deploy/requirements/dev.txt
 	$(compile) deploy/requirements/build.in --constraint deploy/requirements/dev.txt -o deploy/requirements/build.txt
 	$(compile) deploy/requirements/tools.in -o deploy/requirements/tools.txt
+	$(compile) -c deploy/requirements/dev.txt deploy/requirements/manifests.in -o deploy/requirements/manifests.txt
 	@$(MAKE) venv
 	@exec $(python) -m deploy.local lock

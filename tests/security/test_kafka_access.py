@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AclOperation, ResourceType
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AclOperation, OffsetSpec, ResourceType
 
 from consumer import broker, checks, topic_reader, topics
 from consumer.faults import Outage
@@ -73,6 +74,22 @@ def invoices(kafka: SecureKafka) -> Iterator[InvoiceSystem]:
     system = InvoiceSystem(kafka.stack.postgres.dsn())
     yield system
     system.close()
+
+
+def test_an_autoscaler_may_see_the_lag_and_no_record(kafka: SecureKafka, installed: dict[str, str]) -> None:
+    settings = settings_of(installed)
+    kafka.set_password("cfo-sync-keda", password_of("cfo-sync-keda"))
+    kafka.allow(documented("cfo-sync-keda", settings, "cfo-sync-keda"))
+    admin = broker.make_admin(settings_of(kafka.environment("cfo-sync-keda")), LOG)
+    source, retries = settings.source_topic, settings.retry_topics[0]
+    granted = topics.permitted(admin, [source, retries], settings.group_id)
+    assert (granted[source], granted[retries]) == ({"Describe"}, set())
+    # What it asks for: the committed offsets, and the ends of the topic.
+    first = TopicPartition(source, 0)
+    [committed] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(settings.group_id, [first])]).values()
+    assert committed.result(10).topic_partitions[0].error is None
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    assert admin.list_offsets({first: latest})[first].result(10).offset >= 0
 
 
 def test_the_documented_acls_are_enough_for_everything(
