@@ -122,6 +122,9 @@ class Settings(BaseSettings):
     apply_connections: int = Field(
         2, ge=1, le=2, description="Connections to each database over which a large batch is booked."
     )
+    silence_echo: bool = Field(
+        False, description="Mark our own updates, for a connector that shall pass them over (docs/connector.md)."
+    )
     breaker_consecutive_faults: int = Field(
         20, ge=2, description="So many database faults in a row are taken for an outage."
     )
