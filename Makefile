@@ -1,7 +1,7 @@
 # CFO Sync. `make` lists what there is to do.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-containers faults check audit sbom dist up down status clean lock manifests
+.PHONY: help venv demo test test-containers faults bench check audit sbom dist up down status clean lock manifests
 
 python = .venv/bin/python
 # The first interpreter that is new enough.
@@ -13,6 +13,7 @@ help:
 	@echo 'make test    run all tests (ARGS="-k name" passes arguments to pytest)'
 	@echo 'make test-containers  run the end-to-end tests again, on containers (needs a Docker engine)'
 	@echo 'make faults  the fault campaign and the whole crash matrix: about an hour; reports in docs/evidence'
+	@echo 'make bench   measure it beside its alternatives and its limit: about 45 minutes; docs/benchmarks.md'
 	@echo 'make check   lint, types, unit tests and the audit'
 	@echo 'make audit   ask for known vulnerabilities of the Python packages, where that can be asked'
 	@echo 'make sbom    write dist/sbom.json (CycloneDX)'
@@ -49,6 +50,9 @@ faults: venv
 	CFO_SYNC_TEST_LONG=1 CFO_SYNC_TEST_REPORT=$(crash_matrix) $(python) -m pytest tests/faults/test_crash_matrix.py
 	$(python) -m tests.faults --layout one-database --seed $(SEED) --minutes 30 --survivor
 	$(python) -m tests.faults --layout two-databases --seed $(SEED) --minutes 15 --survivor
+
+bench: venv
+	@exec $(python) -m tests.bench $(ARGS)
 
 check: venv
 	$(python) -m ruff check .

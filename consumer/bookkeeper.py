@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 from psycopg import Connection
 
 from consumer import plan, store
@@ -19,8 +21,7 @@ from consumer.plan import Adopt, Draft, Insert, Refresh, Step, whole_number
 from consumer.store import Gathered, LogRow, Partition, SyncedRow
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, gc=False):
     """A draft that stands in the ledger now."""
 
     draft: Draft

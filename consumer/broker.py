@@ -157,7 +157,7 @@ def make_consumer(
     on_error: Callable[[KafkaError], None],
     on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
 ) -> Consumer:
-    """A consumer that commits nothing by itself, sees only committed records, and rebalances cooperatively.
+    """A consumer that commits nothing by itself, and sees only committed records.
 
     While polling, `on_error` is called with what goes wrong on the way to the brokers, `on_commit` with the answer to
     each asynchronous commit.
@@ -168,6 +168,8 @@ def make_consumer(
         # Capped queues: memory stays flat however large the backlog is.
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 16_384,
+        # How long fetching rests once a queue is full. Its default, a second, is far longer than such a queue lasts us.
+        "fetch.queue.backoff.ms": 5,
         "fetch.wait.max.ms": 100,
         **without(client_config(settings), PRODUCER_ONLY),
         "group.id": settings.group_id,
@@ -178,7 +180,9 @@ def make_consumer(
         # Debezium's transactions end in markers that only this event lets us see behind: without it an idle group
         # would show a lag of one record per partition for ever.
         "enable.partition.eof": True,
-        "partition.assignment.strategy": "cooperative-sticky",
+        # Each topic is shared out by itself. `cooperative-sticky` balances the sum over our five topics, and is content
+        # when one consumer has all partitions of the source topic and the others those of the retry topics.
+        "partition.assignment.strategy": "range",
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "error_cb": on_error,
         "on_commit": on_commit,

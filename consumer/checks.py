@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
-from consumer import broker, ledger, mapping, migrations, topics
+from consumer import broker, ledger, mapping, migrations, origins, topics
 from consumer.databases import Broken, Databases
 from consumer.faults import Outage
 from consumer.mapping import Target
@@ -112,6 +112,8 @@ def _check_databases(settings: Settings, databases: Databases, target: Target, o
         yield _check_migrations(invoices, settings)
         yield from _check_privileges(invoices, _OPERATORS if operators else _RUN)
         yield from _check_replication(invoices)
+        if settings.silence_echo:
+            yield _check_silence(invoices)
         with databases.cfo(invoices) as cfo:
             if cfo is not invoices:
                 yield Finding("CFO database", True, _place(cfo))
@@ -229,6 +231,19 @@ def _check_replication(connection: Connection) -> Iterator[Finding]:
         found = f"{'active' if active else 'inactive'}, {behind} bytes behind, WAL {status}"
         yield Finding(f"replication slot {SLOT}", good, found,
                       "see the connector's state: curl $CONNECT_URL/connectors/cfo-sync-invoices/status")  # fmt: skip
+
+
+def _check_silence(connection: Connection) -> Finding:
+    missing = [each for each in origins.FUNCTIONS if not _one(connection, _MAY_EXECUTE, each)]
+    return Finding(
+        "marking our updates",
+        not missing,
+        f"no privilege EXECUTE on {', '.join(missing)}" if missing else "allowed",
+        f"as superuser: GRANT EXECUTE ON FUNCTION {', '.join(missing)} TO {connection.info.user};",
+    )
+
+
+_MAY_EXECUTE: Final = "SELECT has_function_privilege(%s, 'EXECUTE')"
 
 
 def _check_ledger(connection: Connection, target: Target, operators: bool) -> Iterator[Finding]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any, NoReturn
 
-import psycopg
 import typer
-from confluent_kafka import KafkaException
 
 from consumer import cli_dlq, cli_reconcile
 from consumer.console import (
@@ -29,10 +27,6 @@ from consumer.console import (
     user_name,
 )
 from consumer.faults import Outage
-from consumer.mapping import MappingError
-from consumer.migrations import MigrationError
-from consumer.pipeline import VERSION
-from consumer.settings import SettingsError
 
 app = typer.Typer(
     name="cfo-sync",
@@ -51,6 +45,8 @@ app.command()(cli_reconcile.reconcile)
 
 def _version(asked: bool) -> None:
     if asked:
+        from consumer.pipeline import VERSION
+
         typer.echo(f"cfo-sync {VERSION}")
         raise typer.Exit
 
@@ -89,7 +85,7 @@ def migrate() -> None:
     for name in applied:
         say(f"applied {name}")
     if not applied:
-        out.print("nothing to do, all migrations are applied")
+        out().print("nothing to do, all migrations are applied")
 
 
 @topics_app.command("create")
@@ -236,7 +232,7 @@ def demo() -> None:
     """Play the guide's story on the configured stack, and prove each promise. Only on the reference schema."""
     from consumer import demo as story
 
-    if not story.play(load_settings(), out):
+    if not story.play(load_settings(), out()):
         raise typer.Exit(FOUND_SOMETHING)
 
 
@@ -244,19 +240,37 @@ def main() -> NoReturn:
     """Entry point of `cfo-sync` and `python -m consumer`. No traceback reaches the user."""
     try:
         app()
-    except (SettingsError, MappingError) as error:
-        fail(str(error), USAGE)
-    except Outage as outage:
-        fail(outage.message, UNAVAILABLE)
-    except MigrationError as error:
-        fail(str(error), UNAVAILABLE)
-    except psycopg.Error as error:
-        fail(error.diag.message_primary or str(error).strip(), UNAVAILABLE)
-    except KafkaException as error:
-        fail(f"Kafka: {error.args[0].str()}", UNAVAILABLE)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        fail(*known)
     sys.exit(0)
+
+
+def _known(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None for one that no command should raise."""
+    import psycopg
+    from confluent_kafka import KafkaException
+
+    from consumer.mapping import MappingError
+    from consumer.migrations import MigrationError
+    from consumer.settings import SettingsError
+
+    match error:
+        case SettingsError() | MappingError():
+            return str(error), USAGE
+        case Outage():
+            return error.message, UNAVAILABLE
+        case MigrationError():
+            return str(error), UNAVAILABLE
+        case psycopg.Error():
+            return error.diag.message_primary or str(error).strip(), UNAVAILABLE
+        case KafkaException():
+            return f"Kafka: {error.args[0].str()}", UNAVAILABLE
+    return None
 
 
 def _kafka_log() -> Any:

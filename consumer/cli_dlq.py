@@ -347,7 +347,7 @@ def _replay(
 
     columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     reached = (0, 0)
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=err(), disable=not err().is_terminal, transient=True) as bar:
         task = bar.add_task("replaying", total=None)
 
         def progress(done: int, total: int) -> None:

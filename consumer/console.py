@@ -1,4 +1,7 @@
-"""What the commands share: printing, exit codes, settings."""
+"""What the commands share: printing, exit codes, settings.
+
+This, `cli` and `cli_*` are loaded for every `--help`: what takes long to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,22 @@ import sys
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
-from rich.cells import cell_len
-from rich.console import Console
 from typer.core import TyperGroup
 
-from consumer import logs
-from consumer import settings as settings_module
-from consumer.settings import Settings
 from consumer.texts import printable, utc_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from consumer.settings import Settings
 
 FOUND_SOMETHING: Final = 1
 USAGE: Final = 2
 UNAVAILABLE: Final = 3
-
-out: Final = Console()
-err: Final = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # Hidden: the usage line names an argument, and the list below it would add nothing but Python's name of its type.
@@ -44,8 +45,27 @@ class Commands(TyperGroup):
             raise
 
 
+@cache
+def out() -> Console:
+    """Standard output."""
+    from rich.console import Console
+
+    return Console()
+
+
+@cache
+def err() -> Console:
+    """Standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def load_settings() -> Settings:
     """Settings from the environment, with logging set up as they say. Raises `SettingsError`."""
+    from consumer import logs
+    from consumer import settings as settings_module
+
     settings = settings_module.load()
     logs.configure(settings.log_level, settings.log_format)
     return settings
@@ -61,12 +81,12 @@ def user_name() -> str:
 
 def say(text: str) -> None:
     """Print a line to standard output, as it is: nothing in it is markup."""
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    out().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Print a line to standard error, as it is."""
-    err.print(text, highlight=False, markup=False, soft_wrap=True)
+    err().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -112,6 +132,8 @@ def _shown(value: object) -> object:
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
     """The heads, and a line for each row, in columns that nothing cuts; those named in `right` stand right."""
+    from rich.cells import cell_len
+
     lines = [heads, *rows]
     widths = [max(cell_len(line[number]) for line in lines) for number in range(len(heads))]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import Connection
 
-from consumer import store
+from consumer import origins, store
 from consumer.faults import Outage
 from consumer.ledger import Ledger
 from consumer.mapping import Target
@@ -30,7 +30,11 @@ class Databases:
     """A session to the invoice database, and one to the CFO's when that is another. Not thread-safe."""
 
     def __init__(self, settings: Settings, target: Target) -> None:
-        self._invoices = Session(settings.invoice_dsn.get_secret_value(), settings.invoice_database)
+        self._invoices = Session(
+            settings.invoice_dsn.get_secret_value(),
+            settings.invoice_database,
+            prepare=origins.mark if settings.silence_echo else None,
+        )
         self._cfo = None
         if settings.cfo_dsn is not None and not settings.is_one_database:
             self._cfo = Session(settings.cfo_dsn.get_secret_value(), "CFO database")

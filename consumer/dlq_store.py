@@ -216,7 +216,7 @@ def read_invoice(connection: Connection, invoice_id: int) -> tuple[Invoice, Sync
     row = connection.execute(_GATHER, {"ids": number_array([invoice_id])}).fetchone()
     if row is None:
         return None
-    width = len(Invoice.__slots__)
+    width = len(Invoice.__struct_fields__)
     return Invoice(*row[:width]), SyncRow(*row[width:]) if row[width] is not None else None
 
 

@@ -69,8 +69,9 @@ def decode(value: bytes | None) -> Doorbell | Ignored:
         status = row.status
         if status != UNAVAILABLE and row.id is not None and 0 < row.id <= MAX_INVOICE_ID:
             folded = status.casefold()
-            if folded != "paid":
-                return _COMPLETE if folded == "complete" else _NOT_PAID
+            if folded == "paid":
+                return Doorbell(row.id)
+            return _COMPLETE if folded == "complete" else _NOT_PAID
     return _read(value)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from consumer.bookkeeper import Bookkeeper, Bookkeeping
-from consumer.databases import Broken, Databases
+from consumer.databases import Broken
 from consumer.faults import Fault, Outage
 from consumer.ledger import Raced
 from consumer.store import Partition

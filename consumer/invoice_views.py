@@ -40,7 +40,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     heads = ("invoice", "number", "USD", "status", "paid (UTC)")
     lines = columns(heads, [_row(row) for row in rows], right=("invoice", "USD"))
     width = max(map(cell_len, lines))
-    left = max(_LEAST_NAME, out.width - width - 2)
+    left = max(_LEAST_NAME, out().width - width - 2)
 
     def with_client(line: str, name: str) -> str:
         name = name if cell_len(name) <= left else set_cell_size(name, left - 1).rstrip() + "…"

@@ -158,7 +158,7 @@ class Target(_Section):
             raise ValueError(f"[target.fixed] {self.source} must be made of {{identifier}} alone: it marks our rows")
         return self
 
-    @cached_property
+    @property
     def columns(self) -> dict[str, Template]:
         """Every column that a booking fills, facts first."""
         return {**self.facts, **self.judgements, **self.fixed}
@@ -215,8 +215,17 @@ class Mapping(_Section):
     def classify(self, client_name: str, billing_period: str | None, description: str | None) -> Classification:
         """Apply the rules. Always gives a verdict: an unknown client is `other`, no keyword is the default."""
         rule = self._clients.get(normalise(client_name))
-        assignment: Assignment = rule or self.other
         keyword = self._keyword(billing_period, description)
+        verdict = self._verdicts.get((id(rule), id(keyword)))
+        return verdict or self._verdicts.setdefault((id(rule), id(keyword)), self._verdict(rule, keyword))
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[int, int], Classification]:
+        """There are only as many as there are pairs of rules, and making one costs more than finding it."""
+        return {}
+
+    def _verdict(self, rule: ClientRule | None, keyword: KeywordRule | None) -> Classification:
+        assignment: Assignment = rule or self.other
         return Classification(
             entity=assignment.entity,
             business_unit=assignment.business_unit,
@@ -226,10 +235,13 @@ class Mapping(_Section):
             keyword=keyword.keyword if keyword else None,
         )
 
+    @cached_property
+    def _any_keyword(self) -> re.Pattern[str]:
+        return re.compile("|".join(rule.pattern.pattern for rule in self.subcategory) or "(?!)")
+
     def _keyword(self, *texts: str | None) -> KeywordRule | None:
         for text in texts:
-            if text:
-                folded = text.casefold()
+            if text and self._any_keyword.search(folded := text.casefold()):
                 for rule in self.subcategory:
                     if rule.pattern.search(folded):
                         return rule

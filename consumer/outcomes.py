@@ -7,13 +7,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
+from msgspec import Struct
+
 from consumer.faults import Fault
 
 BookingResult: TypeAlias = Literal["inserted", "refreshed", "unchanged", "adopted"]
 
 
-@dataclass(frozen=True, slots=True)
-class Booked:
+class Booked(Struct, frozen=True, gc=False):
     """The invoice stands in the ledger now, and is complete; `result` says how it came there.
 
     `amount` is in USD, exact to the cent; `paid_at` is UTC.
@@ -27,16 +28,14 @@ class Booked:
     paid_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, gc=False):
     """Complete and booked already. `needs_repair` when the mapping row says otherwise."""
 
     invoice_id: int
     needs_repair: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NotPaid:
+class NotPaid(Struct, frozen=True, gc=False):
     """The invoice is not paid now, whatever the event said when it was written."""
 
     invoice_id: int

@@ -37,8 +37,8 @@ class Partitions:
     # -- assignment ----------------------------------------------------------------------------------------------------
 
     def add(self, partitions: list[TopicPartition], *, paused: bool) -> set[Key]:
-        """They are ours now, from their committed offsets on; paused when nothing may be fetched."""
-        self._consumer.incremental_assign(partitions)
+        """These are ours from now on, from their committed offsets; paused when nothing may be fetched."""
+        self._consumer.assign(partitions)
         keys = _keys(partitions)
         self.assigned |= keys
         if paused:
@@ -56,7 +56,7 @@ class Partitions:
             self.parked.pop(key, None)
             self.done.pop(key, None)
             self._ends.pop(key, None)
-        self._consumer.incremental_unassign(partitions)
+        self._consumer.unassign()
         return keys
 
     # -- reading -------------------------------------------------------------------------------------------------------

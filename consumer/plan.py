@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal, InvalidOperation
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from consumer.faults import Fault, RecordFault, Transient
 from consumer.mapping import Classification, Mapping
@@ -22,8 +23,7 @@ CENT: Final = Decimal("0.01")
 _EXACT: Final = Context(prec=60)
 
 
-@dataclass(frozen=True, slots=True)
-class Invoice:
+class Invoice(Struct, frozen=True, gc=False):
     """An invoice with its client and its confirmed payments. Numbers and times are PostgreSQL's text, so that a value
     Python cannot hold (an infinite date) is one invoice's fault and not the batch's."""
 
@@ -50,8 +50,7 @@ class Invoice:
         return (self.status or "").casefold()
 
 
-@dataclass(frozen=True, slots=True)
-class SyncRow:
+class SyncRow(Struct, frozen=True, gc=False):
     """Our mapping row of an invoice (`crypto_invoice_cfo_sync`)."""
 
     sync_status: str
@@ -68,8 +67,7 @@ class SyncRow:
         return self.cfo_transaction_id is not None or self.cfo_identifier is not None
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(Struct, frozen=True, gc=False):
     """A row of the CFO's table. `key` is its primary key as text; `source` and `entity` what its columns of
     that role say, if it has them."""
 
@@ -80,8 +78,7 @@ class LedgerRow:
     mapped_to: int | None  # the invoice whose mapping row names it
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Struct, frozen=True, gc=False):
     """What an invoice would be booked as. `values` holds a text or NULL for each target column."""
 
     invoice_id: int
@@ -94,23 +91,20 @@ class Draft:
     sync: SyncRow | None
 
 
-@dataclass(frozen=True, slots=True)
-class Insert:
+class Insert(Struct, frozen=True, gc=False):
     """No such transaction stands in the ledger."""
 
     draft: Draft
 
 
-@dataclass(frozen=True, slots=True)
-class Refresh:
+class Refresh(Struct, frozen=True, gc=False):
     """Our own transaction stands there: its facts follow the source, its judgements stay."""
 
     draft: Draft
     row: LedgerRow
 
 
-@dataclass(frozen=True, slots=True)
-class Adopt:
+class Adopt(Struct, frozen=True, gc=False):
     """Another hand's transaction stands there: point to it and leave it alone."""
 
     draft: Draft

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -160,11 +160,21 @@ class Session:
     outlive it for long.
     """
 
-    def __init__(self, dsn: str, database: str, limits: Limits | None = None, *, application: str = "cfo-sync") -> None:
+    def __init__(
+        self,
+        dsn: str,
+        database: str,
+        limits: Limits | None = None,
+        *,
+        application: str = "cfo-sync",
+        prepare: Callable[[Connection], object] | None = None,
+    ) -> None:
+        """`prepare` is called with each connection that was opened, before its first use."""
         self._dsn = dsn
         self.database = database
         self._limits = limits or Limits()
         self._application = application
+        self._prepare = prepare
         self._connection: Connection | None = None
 
     @contextmanager
@@ -222,6 +232,8 @@ class Session:
         try:
             for name, value in settings.items():
                 _set(connection, name, value)
+            if self._prepare is not None:
+                self._prepare(connection)
         except psycopg.Error as error:
             connection.close()
             raise outage_of(error, self.database) from error

@@ -116,11 +116,14 @@ class Settings(BaseSettings):
         tuple(timedelta(minutes=minutes) for minutes in (1, 5, 15)), description="Waits before the three retries."
     )
     mapping_file: File | None = Field(None, description="TOML mapping rules; without it, the guide's.")
-    batch_size: int = Field(2000, ge=1, le=20_000, description="Records handled in one transaction at most.")
+    batch_size: int = Field(2000, ge=1, le=20_000, description="Records handled together at most.")
     sweep_interval: Duration = Field(timedelta(minutes=5), description="How often missed paid invoices are looked for.")
     sweep_grace: Duration = Field(timedelta(minutes=2), description="How old a paid invoice must be for the sweep.")
     apply_connections: int = Field(
         2, ge=1, le=2, description="Connections to each database over which a large batch is booked."
+    )
+    silence_echo: bool = Field(
+        False, description="Mark our own updates, for a connector that shall pass them over (docs/connector.md)."
     )
     breaker_consecutive_faults: int = Field(
         20, ge=2, description="So many database faults in a row are taken for an outage."

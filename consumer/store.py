@@ -13,6 +13,7 @@ from datetime import timedelta
 from importlib import resources
 from typing import Any, Final, TypeAlias
 
+from msgspec import Struct
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
@@ -42,8 +43,7 @@ class Gathered:
     locked: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class SyncedRow:
+class SyncedRow(Struct, frozen=True, gc=False):
     """What the mapping says of one booked invoice."""
 
     invoice_id: int
@@ -80,8 +80,7 @@ class FaultRow:
     seen: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+class LogRow(Struct, frozen=True, gc=False):
     """One row of the audit trail. Payloads are JSON text."""
 
     invoice_id: int
@@ -145,7 +144,7 @@ def gather(connection: Connection, ids: Sequence[int]) -> Gathered:
     return Gathered(invoices, syncs, locked)
 
 
-_WIDTH: Final = len(Invoice.__slots__)
+_WIDTH: Final = len(Invoice.__struct_fields__)
 
 
 def holders(

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from consumer import console
 from consumer.service import CFOSyncService
 from consumer.settings import Settings, load
 from deploy.local.preparation import prepare_database
@@ -25,6 +26,13 @@ from tests.support import InvoiceSystem, LedgerView
 _databases = itertools.count(1)
 TEMPLATE = "template_single"
 TEMPLATE_CFO = "template_cfo"
+
+
+@pytest.fixture(autouse=True)
+def _new_consoles() -> None:
+    """A console takes the width that COLUMNS says when it is made: each test has its own."""
+    console.out.cache_clear()
+    console.err.cache_clear()
 
 
 @pytest.fixture(scope="session")

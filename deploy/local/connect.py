@@ -55,6 +55,8 @@ class Connect(JavaPart):
         super().__init__(folder, detached=detached)
         self._kafka = kafka
         self._postgres = postgres
+        self.plugins: dict[str, Path] = {}
+        """Further plugins, by name: folders of jars; read at every start."""
 
     @property
     def url(self) -> str:
@@ -73,7 +75,8 @@ class Connect(JavaPart):
                 **WORKER,
             },
         )
-        link(self.folder / "plugins" / "debezium", fetch().debezium)
+        for name, jars in {"debezium": fetch().debezium, **self.plugins}.items():
+            link(self.folder / "plugins" / name, jars)
 
     def _arguments(self) -> list[str]:
         return ["org.apache.kafka.connect.cli.ConnectDistributed", "worker.properties"]

@@ -11,7 +11,7 @@ import threading
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache"
 _SPECIFICATIONS = Path(__file__).parent / "java"
 _PARTS = ("kafka", "debezium")
+_OPTIONAL_PARTS = ("jdbc-sink",)  # fetched only by what asks for them
 _ATTEMPTS = 3
 _CONNECTIONS = 6
 
@@ -60,11 +61,19 @@ def fetch() -> JavaParts:
     Safe to call from several processes of one clone: they take turns.
     Raises StackError, naming the file, when a download fails or does not have the locked hash.
     """
+    return JavaParts(**_fetch(_PARTS))
+
+
+def fetch_optional(part: str) -> Path:
+    """The folder of a part that the stack itself does not need, fetched and checked like the others."""
+    return _fetch((part,))[part]
+
+
+def _fetch(parts: Sequence[str]) -> dict[str, Path]:
     with locked(CACHE / "lock", "another run is downloading into .cache"):
         for interrupted in (CACHE / "java").glob("download-*"):
             shutil.rmtree(interrupted)
-        folders = {part: _fetch_part(part) for part in _PARTS}
-    return JavaParts(**folders)
+        return {part: _fetch_part(part) for part in parts}
 
 
 def write_locks() -> None:
@@ -72,7 +81,7 @@ def write_locks() -> None:
     _quiet_import()
     from jgo.env import EnvironmentBuilder, EnvironmentSpec, LockFile, compute_spec_hash
 
-    for part in _PARTS:
+    for part in (*_PARTS, *_OPTIONAL_PARTS):
         specification = _SPECIFICATIONS / part / "jgo.toml"
         with tempfile.TemporaryDirectory() as repository:
             context = _context(Path(repository), _Progress(None))

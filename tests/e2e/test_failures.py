@@ -150,7 +150,7 @@ def test_a_killed_consumers_statement_is_waited_for(pipeline: Pipeline) -> None:
     )
     wait_until(lambda: pipeline.invoices.value(running), "the insert to run")
     first.kill()
-    assert pipeline.invoices.value(running) == 1, "the orphan's statement goes on"
+    assert pipeline.invoices.value(running) >= 1, "the orphan's statement goes on"
     pipeline.start_consumer()
     pipeline.wait_complete(200)
     pipeline.wait_quiet()

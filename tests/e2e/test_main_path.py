@@ -107,3 +107,21 @@ def test_offsets_reset_to_the_beginning_change_nothing(pipeline: Pipeline) -> No
     pipeline.wait_quiet()
     pipeline.assert_booked_exactly_once(200)
     assert pipeline.invoices.rows("SELECT * FROM crypto_invoice_cfo_sync ORDER BY id") == before
+
+
+def test_consumers_share_every_topic_evenly(pipeline: Pipeline) -> None:
+    consumers = [pipeline.start_consumer() for _ in range(2)]
+
+    admin, group = pipeline.admin(), pipeline.settings.group_id
+
+    def shares() -> list[int]:
+        found = admin.describe_consumer_groups([group])[group].result(10)
+        assigned = [member.assignment.topic_partitions for member in found.members if member.assignment is not None]
+        return [sum(each.topic == pipeline.source_topic for each in mine) for mine in assigned]
+
+    partitions = len(pipeline.end_offsets(pipeline.source_topic))
+    wait_until(lambda: shares() == [partitions // 2] * 2, "each to have half of the source topic")
+    pipeline.invoices.paid_invoices(400)
+    pipeline.wait_complete(400)
+    pipeline.assert_booked_exactly_once(400)
+    assert all(consumer.stop() == 0 for consumer in consumers)

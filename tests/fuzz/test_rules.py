@@ -6,7 +6,6 @@ import copy
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import fields
 from pydantic import ValidationError
 
 from consumer import mapping, settings, templates

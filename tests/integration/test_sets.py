@@ -31,13 +31,16 @@ BOOKED = (
 )
 
 
-def test_a_thousand_invoices_paid_by_one_statement_are_booked_by_one_transaction(
-    service: CFOSyncService, invoices: InvoiceSystem, ledger: LedgerView
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_thousand_invoices_paid_by_one_statement_are_booked_by_a_transaction_on_each_connection(
+    connections: int, settings: Settings, invoices: InvoiceSystem, ledger: LedgerView
 ) -> None:
     ids = invoices.paid_invoices(1000)
-    outcomes = service.sync(dict.fromkeys(ids, 0))
+    with CFOSyncService(settings.model_copy(update={"apply_connections": connections})) as service:
+        outcomes = service.sync(dict.fromkeys(ids, 0))
+        assert service.transactions == connections
     assert all(isinstance(each, Booked) for each in outcomes.values())
-    assert service.transactions == 1
+    assert len(ledger.rows("SELECT DISTINCT xmin::text FROM transactions")) == connections
     assert ledger.rows("SELECT count(*), count(DISTINCT identifier) AS unequal FROM transactions") == [
         {"count": 1000, "unequal": 1000}
     ]

@@ -8,8 +8,10 @@ another invoice.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from consumer import mapping, plan
 from consumer.faults import Fault, Transient

@@ -70,6 +70,35 @@ def test_help_and_version_need_no_settings(
     assert capsys.readouterr().err == ""
 
 
+HEAVY = {
+    "asyncio", "confluent_kafka", "consumer.mapping", "consumer.service", "consumer.settings", "fastapi", "msgspec",
+    "prometheus_client", "psycopg", "pydantic", "rich", "structlog", "uvicorn", "yoyo",
+}  # fmt: skip
+
+
+def loaded(program: str) -> set[str]:
+    """What a program, run by a Python of its own, has imported of what takes long to import."""
+    shown = f"{program}\nimport sys; print(); print(*sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", shown], cwd=root, capture_output=True, text=True, check=True)
+    return HEAVY & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typers_own"),
+    # To describe the options of a command, Typer itself asks pydantic.
+    [(["--help"], set()), (["reconcile", "--help"], {"pydantic"}), (["dlq", "list", "--help"], {"pydantic"})],
+)
+def test_help_loads_nothing_that_takes_long(arguments: list[str], typers_own: set[str]) -> None:
+    asked = f"from consumer.cli import app; app({arguments}, standalone_mode=False)"
+    assert loaded(asked) - typers_own == set()
+
+
+def test_the_consumer_loads_no_web_server_and_no_migrations() -> None:
+    assert loaded("import consumer.running") & {"fastapi", "uvicorn", "yoyo"} == set()
+    assert "psycopg" in loaded("from consumer import CFOSyncService")
+
+
 def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     call(monkeypatch, "--help")
     told = capsys.readouterr().out

@@ -55,6 +55,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "BATCH_SIZE": [("1", 1), ("20000", 20_000)],
     "SWEEP_INTERVAL": [("90s", timedelta(seconds=90))],
     "SWEEP_GRACE": [("1.5m", timedelta(seconds=90))],
+    "APPLY_CONNECTIONS": [("1", 1), ("2", 2)],
+    "SILENCE_ECHO": [("true", True), ("false", False), ("0", False)],
     "BREAKER_CONSECUTIVE_FAULTS": [("2", 2)],
     "API_HOST": [("0.0.0.0", "0.0.0.0")],  # noqa: S104
     "API_PORT": [("0", 0), ("65535", 65535)],
@@ -76,6 +78,8 @@ BAD: dict[str, list[str]] = {
     "BATCH_SIZE": ["0", "20001", "many", "1.5", "-1"],
     "SWEEP_INTERVAL": ["0", "0s", "-5m", "soon", "5 minutes", "1e3", "99999999999d", "9" * 400],
     "SWEEP_GRACE": ["0", "x"],
+    "APPLY_CONNECTIONS": ["0", "3", "x"],
+    "SILENCE_ECHO": ["perhaps", "2"],
     "BREAKER_CONSECUTIVE_FAULTS": ["1", "0", "x"],
     "API_PORT": ["-1", "65536", "http"],
     "MONITOR_INTERVAL": ["0", "x"],
