@@ -30,6 +30,7 @@ from consumer.problems import Problem
 from consumer.readiness import Dependencies
 from consumer.service import CFOSyncService
 from consumer.service_pool import Busy, Pool
+from consumer.settings import Settings
 from consumer.texts import utc_text
 from consumer.tokens import Tokens
 from consumer.web.desk import Desk
@@ -51,8 +52,12 @@ def create_app(
     look: Callable[[], Dependencies],
     registry: CollectorRegistry,
     tokens: Tokens,
+    settings: Settings | None = None,
 ) -> FastAPI:
-    """The application. `look` says for /readyz which dependency is missing; /metrics shows `registry`."""
+    """The application. `look` says for /readyz which dependency is missing; /metrics shows `registry`.
+
+    The console is part of it when it is given the settings, which its reconciliations need.
+    """
     app = FastAPI(
         title="CFO Sync",
         version=_VERSION,
@@ -76,7 +81,8 @@ def create_app(
     add_dead_letters(app, queues)
     _add_reconciliation(app, pool)
     _add_probes(app, look, registry)
-    add_console(app, desk, pool, queues, registry)
+    if settings is not None:
+        add_console(app, desk, settings, pool, queues, registry)
     document = openapi.describe(app)
 
     @app.get("/api/openapi.json", include_in_schema=False)

@@ -65,6 +65,7 @@ def serve(settings: Settings) -> None:
         look=Readiness(settings, rules.target).look,
         registry=metrics.registry,
         tokens=known,
+        settings=settings,
     )
     config = uvicorn.Config(
         app,

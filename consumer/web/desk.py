@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode
@@ -41,6 +42,14 @@ class SignInNeeded(Exception):
     def __init__(self, *, expired: bool = False) -> None:
         super().__init__()
         self.expired = expired
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What came of an action."""
+
+    good: bool
+    text: str
 
 
 class Desk:

@@ -31,7 +31,7 @@ def environment() -> Environment:
     )
     made.filters |= {
         "usd": usd, "count": count, "moment": moment, "duration": duration, "plural": plural, "pretty": pretty,
-        "query": query, "orbar": lambda value: _NOTHING if value in (None, "") else value,
+        "query": query, "plain": plain, "orbar": lambda value: _NOTHING if value in (None, "") else value,
     }  # fmt: skip
     return made
 
@@ -45,6 +45,13 @@ def usd(value: object) -> str | Markup:
         return f"{amount:,.2f}" if amount.is_finite() and amount == round(amount, 2) else f"{amount:,}"
     except InvalidOperation:
         return str(value)
+
+
+def plain(value: str | None) -> str | Markup:
+    """A number as text, without the zeros that only its column's type adds."""
+    if value is None:
+        return _NOTHING
+    return value.rstrip("0").rstrip(".") if "." in value and "e" not in value.lower() else value
 
 
 def count(value: float | None) -> str | Markup:

@@ -17,20 +17,12 @@ from consumer.plan import Draft
 from consumer.problems import Problem
 from consumer.service import CFOSyncService
 from consumer.service_pool import Pool
-from consumer.web import listing, readings
-from consumer.web.desk import FRAGMENT, Desk
+from consumer.web import formats, listing, readings
+from consumer.web.desk import FRAGMENT, Desk, Notice
 from consumer.web.listing import Wanted
 
 _MAX_ID: Final = 2**31 - 1
 _LONGEST_SEARCH: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What came of an action."""
-
-    good: bool
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +123,7 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService]) -> None:
             events=events,
             transaction=transaction,
             target=rules.target,
+            dates=[name for name, template in rules.target.facts.items() if template.text == "{paid_at}"],
             draft=draft,
             fault=fault,
             classified=rules.classify(row["client_name"] or "", row["billing_period"], row["description"]),
@@ -201,12 +194,15 @@ def _history(connection: Connection, row: Mapping[str, Any]) -> tuple[list[dict[
     for title, text in [
         ("Invoice created", row["created_at"]),
         ("Paid", row["paid_at"]),
-        *((f"Payment confirmed: {each['amount_received']} {each['currency'] or ''}", each["confirmed_at"])
-          for each in payments),
-    ]:  # fmt: skip
+        *((_payment(each), each["confirmed_at"]) for each in payments),
+    ]:
         if (at := _moment(text)) is not None:
             events.append(Event(at, "money", title))
     return payments, sorted(events, key=lambda event: (event.at, event.number), reverse=True)
+
+
+def _payment(each: Mapping[str, Any]) -> str:
+    return f"Payment confirmed: {formats.plain(each['amount_received'])} {each['currency'] or ''}"
 
 
 def _is_remap(attempt: Mapping[str, Any]) -> bool:

@@ -10,14 +10,16 @@ from consumer.dlq import DeadLetterQueue
 from consumer.problems import Problem
 from consumer.service import CFOSyncService
 from consumer.service_pool import Pool
+from consumer.settings import Settings
+from consumer.web import dead_letters, invoices, overview, reconciliation, rules
 from consumer.web import desk as desks
-from consumer.web import invoices, overview
 from consumer.web.desk import Desk, SignInNeeded
 
 
 def add_console(
     app: FastAPI,
     desk: Desk,
+    settings: Settings,
     pool: Pool[CFOSyncService],
     queues: Pool[DeadLetterQueue],
     registry: CollectorRegistry,
@@ -28,6 +30,9 @@ def add_console(
     _add_sign_in(app, desk)
     overview.add(app, desk, pool, registry)
     invoices.add(app, desk, pool)
+    dead_letters.add(app, desk, pool, queues)
+    reconciliation.add(app, desk, pool, settings)
+    rules.add(app, desk, pool)
 
 
 def _add_sign_in(app: FastAPI, desk: Desk) -> None:

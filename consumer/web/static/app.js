@@ -62,6 +62,9 @@ async function sendInPlace(event) {
   }
 }
 
+// A run that is under way: look again until it is over.
+if (document.querySelector("[data-reload]")) setTimeout(() => location.reload(), 3000);
+
 document.addEventListener("submit", sendInPlace);
 showLocalTimes(document);
 nameZone();
