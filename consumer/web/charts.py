@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 WIDTH: Final = 640
 HEIGHT: Final = 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 12, 28
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 8, 12, 32
 _HOURS: Final = 48
 
 # `format` of a Markup escapes what it is given.
