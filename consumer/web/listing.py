@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Final, Literal, LiteralString, TypeAlias, get_args
+from typing import Any, Final, Literal, LiteralString, TypeAlias, get_args
 
 import msgspec
-from msgspec import Meta
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
@@ -164,13 +163,13 @@ def _search(connection: Connection, text: str) -> tuple[LiteralString, list[int]
 def _cursor(after: str, kind: str) -> tuple[str, int] | None:
     """Where a page begins; None for what no page of ours said."""
     try:
-        value, invoice_id = msgspec.json.decode(after, type=tuple[str, Annotated[int, Meta(ge=0, lt=2**63)]])
+        value, invoice_id = msgspec.json.decode(after, type=tuple[str, int])
         if kind == "bigint":
-            value = str(int(value))
+            value = str(min(max(int(value), -(2**63)), 2**63 - 1))
         elif kind == "numeric":
             Decimal(value)
         elif kind == "timestamp" and value not in ("infinity", "-infinity"):
             datetime.fromisoformat(value)
     except (msgspec.MsgspecError, ValueError, InvalidOperation):
         return None
-    return value.replace("\0", ""), invoice_id
+    return (value.replace("\0", ""), invoice_id) if abs(invoice_id) < 2**63 else None
