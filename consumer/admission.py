@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -25,7 +26,7 @@ class Admission:
     Many clients may share one address (a proxy's, a company's), so a limit on everything that comes from it would let
     anybody there lock the operators out. But a limit that looks at the token first would stop no guess: the right one
     would pass. What can be guessed at all is a short token: beyond the limit these are refused unseen, right or wrong
-    alike, while long ones are still looked up, since no number of tries finds them.
+    alike, while long ones are still looked up, since no number of tries finds them. Thread-safe.
     """
 
     def __init__(self, tokens: Tokens, refused: Counter) -> None:
@@ -33,6 +34,7 @@ class Admission:
         self._tokens = tokens
         self._refused = refused
         self._attempts = Attempts()
+        self._lock = threading.Lock()
 
     def of_token(self, presented: bytes | None, address: str | None) -> Actor:
         """Whose token this is. Raises `Problem`."""
@@ -53,17 +55,22 @@ class Admission:
 
         Raises `Problem` when too much came from there already.
         """
-        now = time.monotonic()
-        wait = self._attempts.wait(address, now)
-        found = None if wait > 0 and guessable else look()
-        if found is None and wait > 0:
-            self._refused.labels("limited").inc()
-            raise Problem(
-                429, "too-many-attempts", "too many wrong tokens came from this address", retry_after=math.ceil(wait)
-            )
-        if found is None:
-            self._refused.labels("unknown").inc()
-            self._attempts.note(address, now)
-            if self._attempts.wait(address, now) > 0:
-                _LOG.warning("too many wrong tokens", address=address)
+        # Held while it looks: of many guesses at the same time no more may pass than one after another.
+        with self._lock:
+            now = time.monotonic()
+            wait = self._attempts.wait(address, now)
+            found = None if wait > 0 and guessable else look()
+            if found is None and wait > 0:
+                self._refused.labels("limited").inc()
+                raise Problem(
+                    429,
+                    "too-many-attempts",
+                    "too many wrong tokens came from this address",
+                    retry_after=math.ceil(wait),
+                )
+            if found is None:
+                self._refused.labels("unknown").inc()
+                self._attempts.note(address, now)
+                if self._attempts.wait(address, now) > 0:
+                    _LOG.warning("too many wrong tokens", address=address)
         return found
