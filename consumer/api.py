@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from consumer import api_models as models
 from consumer import openapi, problems, reconcile
+from consumer.admission import Admission
 from consumer.api_answers import Who, documented_problems, dollars, json_answer, next_page, paged
 from consumer.api_dead_letters import add_dead_letters
 from consumer.dlq import DeadLetterQueue
@@ -29,8 +30,13 @@ from consumer.problems import Problem
 from consumer.readiness import Dependencies
 from consumer.service import CFOSyncService
 from consumer.service_pool import Busy, Pool
+from consumer.settings import Settings
 from consumer.texts import utc_text
 from consumer.tokens import Tokens
+from consumer.web.desk import Desk
+from consumer.web.formats import environment
+from consumer.web.pages import add_console
+from consumer.web.sessions import Sessions
 
 _DESCRIPTION: Final = (
     "Look at the sync of paid invoices to the CFO's ledger, and act on it. Amounts are numbers exact to the cent: read"
@@ -46,8 +52,12 @@ def create_app(
     look: Callable[[], Dependencies],
     registry: CollectorRegistry,
     tokens: Tokens,
+    settings: Settings | None = None,
 ) -> FastAPI:
-    """The application. `look` says for /readyz which dependency is missing; /metrics shows `registry`."""
+    """The application. `look` says for /readyz which dependency is missing; /metrics shows `registry`.
+
+    The console is part of it when it is given the settings, which its reconciliations need.
+    """
     app = FastAPI(
         title="CFO Sync",
         version=_VERSION,
@@ -56,13 +66,23 @@ def create_app(
         redirect_slashes=False,
     )
     metrics = RequestMetrics(registry)
-    app.add_middleware(Gate, tokens=tokens, metrics=metrics)
+    admission = Admission(tokens, metrics.refused)
+    desk = Desk(Sessions(tokens), admission, environment())
+    app.add_middleware(Gate, admission=admission, needs_token=bool(tokens), metrics=metrics, answer=desk.answer)
+
+    def answer_problem(request: Request, error: Exception) -> Response:
+        problem = problems.of_exception(error)
+        request.state.outcome = problem.code
+        return desk.answer(request.scope, problem)
+
     for kind in (Problem, Outage, Busy, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer_problem)
+        app.add_exception_handler(kind, answer_problem)
     _add_invoices(app, pool)
     add_dead_letters(app, queues)
     _add_reconciliation(app, pool)
     _add_probes(app, look, registry)
+    if settings is not None:
+        add_console(app, desk, settings, pool, queues, registry)
     document = openapi.describe(app)
 
     @app.get("/api/openapi.json", include_in_schema=False)
@@ -73,12 +93,6 @@ def create_app(
         for method, operation in operations.items():
             metrics.expect(path, method.upper(), operation["responses"])
     return app
-
-
-def _answer_problem(request: Request, error: Exception) -> Response:
-    problem = problems.of_exception(error)
-    request.state.outcome = problem.code
-    return problem.response(request.scope["path"])
 
 
 # -- the guide's -------------------------------------------------------------------------------------------------------

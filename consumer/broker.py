@@ -156,11 +156,13 @@ def make_consumer(
     logger: Any,
     on_error: Callable[[KafkaError], None],
     on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
+    *,
+    fetch_wait_ms: int = 100,
 ) -> Consumer:
     """A consumer that commits nothing by itself, and sees only committed records.
 
     While polling, `on_error` is called with what goes wrong on the way to the brokers, `on_commit` with the answer to
-    each asynchronous commit.
+    each asynchronous commit. `fetch_wait_ms` is how long a broker may keep a fetch that finds nothing.
     """
     config: dict[str, Any] = {
         "session.timeout.ms": 10_000,
@@ -170,7 +172,7 @@ def make_consumer(
         "queued.max.messages.kbytes": 16_384,
         # How long fetching rests once a queue is full. Its default, a second, is far longer than such a queue lasts us.
         "fetch.queue.backoff.ms": 5,
-        "fetch.wait.max.ms": 100,
+        "fetch.wait.max.ms": fetch_wait_ms,
         **without(client_config(settings), PRODUCER_ONLY),
         "group.id": settings.group_id,
         "auto.offset.reset": "earliest",

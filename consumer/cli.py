@@ -228,11 +228,19 @@ def remap(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Afterwards leave a consumer and the console running, until Ctrl-C.")
+    ] = False,
+) -> None:
     """Play the guide's story on the configured stack, and prove each promise. Only on the reference schema."""
     from consumer import demo as story
 
-    if not story.play(load_settings(), out()):
+    settings = load_settings()
+    holds = story.play(settings, out())
+    if keep:
+        story.keep(settings, out())
+    if not holds:
         raise typer.Exit(FOUND_SOMETHING)
 
 

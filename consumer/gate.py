@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from consumer.attempts import Attempts
+from consumer.admission import Admission
 from consumer.problems import Problem, of_exception
-from consumer.tokens import LOCAL, SHORT, Actor, Tokens, bearer, is_loopback
+from consumer.tokens import LOCAL, bearer, is_loopback
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _BODY_SECONDS: Final = 10
@@ -73,11 +73,21 @@ class Gate:
     line for each that would change something: who, what, outcome.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Tokens, metrics: RequestMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        admission: Admission,
+        needs_token: bool,
+        metrics: RequestMetrics,
+        answer: Callable[[Scope, Problem], Response],
+    ) -> None:
+        """Without `needs_token` only this machine's own names are served. `answer` makes a problem a response."""
         self._app = app
-        self._tokens = tokens
+        self._admission = admission
+        self._needs_token = needs_token
         self._metrics = metrics
-        self._attempts = Attempts()
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,7 +107,7 @@ class Gate:
             await send(message)
 
         try:
-            body = await self._admit(scope, receive, state)
+            body = state["body"] = await self._admit(scope, receive, state)
             await self._app(scope, _replaying(body, receive), send_noting)
         except asyncio.CancelledError:
             # The server stops, and this request has taken longer than it waits.
@@ -105,7 +115,7 @@ class Gate:
                 raise
             state["outcome"] = "stopping"
             stopping = Problem(503, "stopping", "the server stops; ask again what became of this", retry_after=5)
-            await stopping.response(scope["path"])(scope, receive, send_noting)
+            await self._answer(scope, stopping)(scope, receive, send_noting)
         except Exception as error:
             problem = of_exception(error)
             state["outcome"] = problem.code
@@ -113,62 +123,30 @@ class Gate:
                 _LOG.exception("request failed", method=scope["method"], path=scope["path"][:200])
             if status:
                 raise  # half an answer is out: the server closes the connection
-            await problem.response(scope["path"])(scope, receive, send_noting)
+            await self._answer(scope, problem)(scope, receive, send_noting)
         finally:
             self._note(scope, state, status, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, state: dict[str, Any]) -> bytes:
         """Who asks goes into the state; gives the request's body. Raises `Problem`."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if not self._tokens:
+        if not self._needs_token:
             # A page whose name was made to resolve to 127.0.0.1 sends its own name as Host.
             if not is_loopback(_host_name(headers.get("host", ""))):
                 raise Problem(403, "host-not-local", "ask by 127.0.0.1, [::1] or localhost, or set CFO_SYNC_API_TOKEN")
             state["actor"] = LOCAL
         if scope["method"] not in _SAFE and _is_cross_site(headers):
             raise Problem(403, "cross-site", "a page of another site sent this request")
-        if self._tokens and scope["path"].startswith(GUARDED):
-            state["actor"] = self._authenticate(scope)
-            if scope["method"] not in _SAFE and not state["actor"].may_act:
+        if self._needs_token and scope["path"].startswith(GUARDED):
+            actor = self._admission.of_token(bearer(scope["headers"]), address_of(scope))
+            state["actor"] = actor
+            if scope["method"] not in _SAFE and not actor.may_act:
                 raise Problem(403, "forbidden", "a viewer's token may only read")
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 return await _read_body(receive, headers.get("content-length", ""))
         except TimeoutError:
             raise Problem(408, "request-too-slow", f"the body took longer than {_BODY_SECONDS} s") from None
-
-    def _authenticate(self, scope: Scope) -> Actor:
-        """Who asks. Raises `Problem`.
-
-        Wrong tokens are limited by the client's address. Many clients may share one (a proxy's, a company's), so a
-        limit on everything that comes from it would let anybody there lock the operators out. But a limit that looks
-        at the token first would stop no guess: the right one would pass. What can be guessed at all is a short token:
-        beyond the limit these are refused unseen, right or wrong alike, while long ones are still looked up, since no
-        number of tries finds them.
-        """
-        presented = bearer(scope["headers"])
-        if presented is None:
-            self._metrics.refused.labels("missing").inc()
-            challenge = 'Bearer realm="cfo-sync"'
-            raise Problem(
-                401, "unauthorized", "send Authorization: Bearer <token>", headers={"WWW-Authenticate": challenge}
-            )
-        address, now = (scope.get("client") or (None,))[0], time.monotonic()
-        wait = self._attempts.wait(address, now)
-        actor = self._tokens.actor_of(presented) if wait == 0 or len(presented) >= SHORT else None
-        if actor is None and wait > 0:
-            self._metrics.refused.labels("limited").inc()
-            raise Problem(
-                429, "too-many-attempts", "too many wrong tokens came from this address", retry_after=math.ceil(wait)
-            )
-        if actor is None:
-            self._metrics.refused.labels("unknown").inc()
-            self._attempts.note(address, now)
-            if self._attempts.wait(address, now) > 0:
-                _LOG.warning("too many wrong tokens", address=address)
-            challenge = 'Bearer realm="cfo-sync", error="invalid_token"'
-            raise Problem(401, "unauthorized", "the token is not known", headers={"WWW-Authenticate": challenge})
-        return actor
 
     def _note(self, scope: Scope, state: Mapping[str, Any], status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -187,6 +165,12 @@ class Gate:
                 **state.get("details", {}),
                 seconds=round(seconds, 3),
             )
+
+
+def address_of(scope: Scope) -> str | None:
+    """Where a request comes from."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 async def _read_body(receive: Receive, declared: str) -> bytes:

@@ -207,6 +207,20 @@ class Ledger:
         ).fetchall()
         return [LedgerRow(key, found, source, entity, None) for key, found, source, entity in rows]
 
+    def read(self, connection: Connection, key: str, columns: Sequence[str]) -> dict[str, str | None] | None:
+        """Some columns of one row, as text; None when it is gone."""
+        row = connection.execute(
+            sql.SQL("SELECT {} FROM {} WHERE {} = {}::{}").format(
+                sql.SQL(", ").join(sql.SQL("{}::text").format(_identifier(name)) for name in columns),
+                sql.SQL(quoted(self.target.table).replace("%", "%%")),
+                _identifier(self.target.id),
+                sql.Placeholder(),
+                sql.SQL(self._columns[self.target.id].type),
+            ),
+            (key,),
+        ).fetchone()
+        return None if row is None else dict(zip(columns, row, strict=True))
+
     def judge(self, connection: Connection, key: str, values: Mapping[str, str]) -> dict[str, str | None]:
         """Give some columns of one row other values, and lock it; gives the old values."""
         table = sql.SQL(quoted(self.target.table).replace("%", "%%"))

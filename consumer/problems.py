@@ -29,6 +29,7 @@ TITLES: Final[Mapping[str, str]] = {
     "too-many-attempts": "Too many wrong tokens",
     "forbidden": "The token's role does not allow this",
     "cross-site": "Requests from other sites are refused",
+    "form-expired": "This form is not valid any more",
     "host-not-local": "Only requests to this machine's own names are answered",
     "not-found": "There is no such path",
     "method-not-allowed": "The path does not have this method",

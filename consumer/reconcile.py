@@ -26,7 +26,7 @@ from consumer.settings import Settings
 
 __all__ = [
     "KINDS", "Difference", "Kind", "Repaired", "Summary", "acknowledge", "last_run", "look", "reconcile",
-    "record_run", "repair", "run_scheduled",
+    "record_run", "repair", "run_now", "run_scheduled",
 ]  # fmt: skip
 
 _WIDEST: Final = 100  # rows of one key that are held in memory
@@ -118,19 +118,28 @@ def last_run(connection: Connection) -> dict[str, Any] | None:
 def run_scheduled(settings: Settings, rules: Mapping) -> Summary | None:
     """Reconcile and keep the run, unless somebody else does this moment or one younger than `reconcile_interval` is on
     record: then None. Raises `Outage`."""
+    return _run_alone(settings, rules, by="schedule", only_when_due=True)
+
+
+def run_now(settings: Settings, rules: Mapping, *, by: str) -> Summary | None:
+    """Reconcile and keep the run, unless somebody else does this moment: then None. Raises `Outage`."""
+    return _run_alone(settings, rules, by=by, only_when_due=False)
+
+
+def _run_alone(settings: Settings, rules: Mapping, *, by: str, only_when_due: bool) -> Summary | None:
     dsn = settings.invoice_dsn.get_secret_value()
     session = Session(dsn, settings.invoice_database, application=APPLICATION)
     try:
         with guard(session.database), session.connection() as connection:
             if not (
                 reconcile_store.try_lock_run(connection)
-                and reconcile_store.is_run_due(connection, settings.reconcile_interval)
+                and (not only_when_due or reconcile_store.is_run_due(connection, settings.reconcile_interval))
             ):
                 return None
             first: list[Difference] = []
             summary = reconcile(settings, rules, on_difference=keep_first(first))
             with connection.transaction():
-                record_run(connection, summary, first, requested_by="schedule")
+                record_run(connection, summary, first, requested_by=by)
         return summary
     finally:
         session.close()  # and with it the lock

@@ -72,6 +72,23 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
     return {"cfo_transaction_id": mapping.cfo_transaction_id, "old": old, "new": new}
 
 
+def show(databases: Databases, target: Target, invoices: Connection, invoice_id: int) -> dict[str, str | None] | None:
+    """The transaction that an invoice is booked as, by column; None for one that is not booked or whose transaction is
+    gone or not the only one. Raises the errors of `Databases`."""
+    mapping = store.read_booking(invoices, invoice_id, lock=False)
+    if mapping is None:
+        return None
+    roles = (target.id, target.identifier, target.source, *target.facts, target.entity, target.business_unit)
+    columns = list(dict.fromkeys(name for name in roles if name is not None))
+    with databases.cfo(invoices) as cfo:
+        ledger = databases.ledger(cfo)
+        try:
+            row = _transaction(ledger, target, cfo, mapping)
+        except RecordFault:
+            return None
+        return ledger.read(cfo, row.key, columns)
+
+
 def _columns(target: Target, wanted: Correction) -> dict[str, tuple[str, str]]:
     """The ledger's columns that change, and their new values, by the name that people know them by."""
     asked = {"entity": (target.entity, wanted.entity)}

@@ -167,6 +167,15 @@ class CFOSyncService:
             return {"success": False, "invoice_id": invoice_id, "error": fault.message, "error_code": fault.code}
         return {"success": True, "invoice_id": invoice_id, **done}
 
+    def booked_transaction(self, invoice_id: int) -> dict[str, str | None] | None:
+        """The transaction of a booked invoice as the ledger has it, by column; None when there is none, or no one.
+
+        Raises `Outage`.
+        """
+        return self._statement(
+            lambda connection: remap.show(self._databases, self.rules.target, connection, invoice_id)
+        )
+
     def pending(self, *, after: int = 0, limit: int = 100) -> tuple[int, list[dict[str, Any]]]:
         """How many invoices wait in all, and those with an id above `after`, in id order. Raises `Outage`."""
         return self._statement(

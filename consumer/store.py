@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, LiteralString, TypeAlias
 
 from msgspec import Struct
 from psycopg import Connection, sql
@@ -278,13 +278,13 @@ def lock_invoice(connection: Connection, invoice_id: int) -> bool:
     return row is not None
 
 
-def read_booking(connection: Connection, invoice_id: int) -> Booking | None:
-    """The booking of an invoice, its mapping row locked; None when it is not booked."""
-    row = connection.execute(
+def read_booking(connection: Connection, invoice_id: int, *, lock: bool = True) -> Booking | None:
+    """The booking of an invoice, its mapping row locked unless told otherwise; None when it is not booked."""
+    query: LiteralString = (
         "SELECT cfo_transaction_id, cfo_identifier, adopted, entity_mapped FROM crypto_invoice_cfo_sync"
-        " WHERE invoice_id = %s AND (cfo_transaction_id IS NOT NULL OR sync_timestamp IS NOT NULL) FOR UPDATE",
-        (invoice_id,),
-    ).fetchone()
+        " WHERE invoice_id = %s AND (cfo_transaction_id IS NOT NULL OR sync_timestamp IS NOT NULL)"
+    )
+    row = connection.execute(f"{query} FOR UPDATE" if lock else query, (invoice_id,)).fetchone()
     return None if row is None else Booking(*row)
 
 

@@ -58,6 +58,19 @@ class Tokens:
                 found = actor  # and go on: the time taken must not tell which it was
         return found
 
+    def session_keys(self) -> list[tuple[bytes, Actor]]:
+        """What signs the console's sessions of each token: the same in every replica, and void without the token."""
+        return [(_session_key(known), actor) for known, actor in self._known]
+
+
+def session_key(presented: bytes) -> bytes:
+    """What signs the sessions that begin with this token."""
+    return _session_key(sha256(presented).digest())
+
+
+def _session_key(digest: bytes) -> bytes:
+    return hmac.digest(digest, b"cfo-sync console session", "sha256")
+
 
 NO_TOKENS: Final = Tokens(())
 

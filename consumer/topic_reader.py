@@ -147,7 +147,10 @@ class TopicReader:
     def _open(self) -> Consumer:
         if self._consumer is None:
             self._trouble = self._cause = None
-            self._consumer = broker.make_consumer(self._settings, self._logger, self._erred, lambda *_: None)
+            # Questions to a broker wait behind the fetch that it has in hand, also when nobody wants that any more.
+            self._consumer = broker.make_consumer(
+                self._settings, self._logger, self._erred, lambda *_: None, fetch_wait_ms=10
+            )
         return self._consumer
 
     def _erred(self, error: KafkaError) -> None:

@@ -49,6 +49,7 @@ class Web:
             look=Readiness(settings, rules.target).look,
             registry=self.registry,
             tokens=tokens.parse(token),
+            settings=settings,
         )
 
     def ask(

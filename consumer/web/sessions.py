@@ -1,0 +1,71 @@
+"""Sign-ins: a cookie that says whose token began it and until when, and the token that every form of it carries.
+
+Signed with a key made from the presented token, so that every replica knows every session without a common store, and
+that a token that is taken from the settings takes its sessions with it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from consumer.tokens import LOCAL, Actor, Tokens, session_key
+
+LIFETIME: Final = 8 * 3600
+"""Seconds from sign-in to the next one: a day at the office."""
+
+_NONCE_BYTES: Final = 18
+
+
+@dataclass(frozen=True, slots=True)
+class WebSession:
+    """Somebody who signed in. `csrf` is what their forms carry; `expires_at` is seconds since the epoch."""
+
+    actor: Actor
+    csrf: str
+    expires_at: int
+
+
+class Sessions:
+    """Begins sessions and recognises them. Without tokens everybody who reaches this machine gets one of its own."""
+
+    def __init__(self, tokens: Tokens, clock: Callable[[], float] = time.time) -> None:
+        self.needs_token = bool(tokens)
+        self.is_guessable = tokens.has_short
+        self._clock = clock
+        # Without tokens nothing is proved by a session, but a form must still come from a page of ours.
+        self._local = os.urandom(32)
+        self._keys = tokens.session_keys() if tokens else [(self._local, LOCAL)]
+
+    def begin(self, presented: bytes | None) -> str:
+        """The cookie of a new session that this token begins; it must be a good one, None where none is needed."""
+        key = self._local if presented is None else session_key(presented)
+        claim = f"{int(self._clock()) + LIFETIME}.{urlsafe_b64encode(os.urandom(_NONCE_BYTES)).decode()}"
+        return f"{claim}.{_sign(key, 'session', claim)}"
+
+    def find(self, cookie: str) -> WebSession | None:
+        """The session that a cookie names, over or not; None for a cookie that is not ours.
+
+        Takes as long for a wrong one as for a right one.
+        """
+        claim, _, signature = cookie.rpartition(".")
+        found: WebSession | None = None
+        for key, actor in self._keys:
+            if hmac.compare_digest(_sign(key, "session", claim).encode(), signature.encode("utf-8", "replace")):
+                expires_at = int(claim.partition(".")[0])
+                found = WebSession(actor, _sign(key, "form", claim), expires_at)
+        return found
+
+    def is_over(self, session: WebSession) -> bool:
+        """Whether its time has passed."""
+        return self._clock() >= session.expires_at
+
+
+def _sign(key: bytes, use: str, claim: str) -> str:
+    message = f"{use}.{claim}".encode("utf-8", "replace")
+    return urlsafe_b64encode(hmac.digest(key, message, "sha256")).decode().rstrip("=")
