@@ -35,7 +35,7 @@ demo: venv
 
 # On the stack of deploy/local, whatever engine is there: it is quick and needs no images.
 test: venv
-	@CFO_SYNC_TEST_STACK=$${CFO_SYNC_TEST_STACK:-local} exec $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@CFO_SYNC_TEST_STACK=$${CFO_SYNC_TEST_STACK:-local} exec $(python) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 # In one process: each would have a set of containers of its own.
 test-containers: venv
