@@ -29,7 +29,7 @@ from tests.support import InvoiceSystem, LedgerView
 
 _pipelines = itertools.count(1)
 
-_COORDINATOR_MOVES = (
+COORDINATOR_MOVES = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -251,7 +251,7 @@ class Pipeline:
                     behind += high - (each.offset if each.offset >= 0 else low)
         except KafkaException as error:
             # A broker that was just started has to read the group's offsets first.
-            if error.args[0].code() not in _COORDINATOR_MOVES:
+            if error.args[0].code() not in COORDINATOR_MOVES:
                 raise
             return -1
         else:

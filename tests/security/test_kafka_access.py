@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AclOperation, ResourceType
 
 from consumer import broker, checks, topic_reader, topics
 from consumer.faults import Outage
 from consumer.settings import Settings
-from tests.e2e.harness import wait_until
+from tests.e2e.harness import COORDINATOR_MOVES, wait_until
 from tests.security.processes import Process, run
 from tests.security.secure_kafka import HOST, SecureKafka, documented, password_of, settings_of
 from tests.support import InvoiceSystem
@@ -89,10 +89,20 @@ def test_an_autoscaler_may_see_the_lag_and_no_record(kafka: SecureKafka, install
     config = broker.client_config(settings_of(kafka.environment("cfo-sync-keda")))
     reader = Consumer(config | {"group.id": settings.group_id})
     first = TopicPartition(source, 0)
-    [committed] = reader.committed([first], 10)
+    [committed] = wait_until(lambda: _committed(reader, first), "the group's coordinator")
     assert committed.error is None
     assert reader.get_watermark_offsets(first, 10)[1] >= 0
     reader.close()
+
+
+def _committed(reader: Consumer, partition: TopicPartition) -> list[TopicPartition]:
+    """The group's offset there; nothing while its coordinator is only being found, as for a group's first request."""
+    try:
+        return list(reader.committed([partition], 10))
+    except KafkaException as error:
+        if error.args[0].code() not in COORDINATOR_MOVES:
+            raise
+        return []
 
 
 def test_the_documented_acls_are_enough_for_everything(
