@@ -107,21 +107,21 @@ def log(connection: Connection, invoice_id: int) -> list[dict[str, Any]]:
 
 def actions_of_invoice(connection: Connection, invoice_id: int) -> list[dict[str, Any]]:
     """What people did about it, newest first."""
-    return _rows(
-        connection,
-        b"SELECT id, at, done_by, action::text, reason, details FROM cfo_sync_actions WHERE invoice_id = %(id)s"
-        b" ORDER BY id DESC LIMIT %(most)s",
-        {"id": invoice_id, "most": _MOST_EVENTS},
-    )
+    return _actions(connection, b"invoice_id", invoice_id)
 
 
 def actions_of_failure(connection: Connection, failure_id: str) -> list[dict[str, Any]]:
     """What people did about a dead letter, newest first."""
+    return _actions(connection, b"failure_id", failure_id)
+
+
+def _actions(connection: Connection, column: bytes, value: int | str) -> list[dict[str, Any]]:
     return _rows(
         connection,
-        b"SELECT id, at, done_by, action::text, reason, details FROM cfo_sync_actions WHERE failure_id = %(id)s"
-        b" ORDER BY id DESC LIMIT %(most)s",
-        {"id": failure_id, "most": _MOST_EVENTS},
+        b"SELECT id, at, done_by, action::text, reason, details FROM cfo_sync_actions WHERE "
+        + column
+        + b" = %(value)s ORDER BY id DESC LIMIT %(most)s",
+        {"value": value, "most": _MOST_EVENTS},
     )
 
 
