@@ -281,7 +281,7 @@ def _synced_row(entry: Entry, attempts: Mapping[int, int]) -> SyncedRow:
 
 
 def _log_row(entry: Entry, facts: Collection[str]) -> LogRow:
-    request = dict(entry.draft.values) | {"subcategory": entry.draft.classification.subcategory}
+    request = {**entry.draft.values, "subcategory": entry.draft.classification.subcategory}
     if entry.outcome.result == "refreshed":  # nothing else was sent: judgements are people's
         request = {name: value for name, value in entry.draft.values.items() if name in facts}
     response = {

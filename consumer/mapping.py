@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -241,10 +242,21 @@ class Mapping(_Section):
 
     def _keyword(self, *texts: str | None) -> KeywordRule | None:
         for text in texts:
-            if text and self._any_keyword.search(folded := text.casefold()):
-                for rule in self.subcategory:
-                    if rule.pattern.search(folded):
-                        return rule
+            if text and (rule := (self._known if len(text) < 100 else self._search)(text)) is not None:
+                return rule
+        return None
+
+    @cached_property
+    def _known(self) -> Callable[[str], KeywordRule | None]:
+        """What `_search` gave for the last short texts: billing periods come again and again."""
+        return lru_cache(1024)(self._search)
+
+    def _search(self, text: str) -> KeywordRule | None:
+        folded = text.casefold()
+        if self._any_keyword.search(folded):
+            for rule in self.subcategory:
+                if rule.pattern.search(folded):
+                    return rule
         return None
 
 

@@ -22,6 +22,7 @@ from consumer.envelope import Doorbell, Ignored
 from consumer.faults import Fault, RecordFault
 from consumer.headers import Origin
 from consumer.outcomes import Booked, Faulted, NotPaid, Outcome, Settled
+from consumer.partitions import key_of
 from consumer.retry import ToDeadLetters, ToRetry, route
 from consumer.service import CFOSyncService, fault_row
 from consumer.settings import Settings
@@ -42,11 +43,11 @@ Stage: TypeAlias = Literal["decode", "sync", "mirror"]
 
 @dataclass(slots=True)
 class Ring:
-    """The doorbell of one invoice in this batch: the record that stands for all that rang, and how many did."""
+    """The doorbell of one invoice in this batch: the message that stands for all that rang, and how many did."""
 
-    record: Record
+    message: Message
+    topic: str
     attempt: int
-    partitions: set[Partition]
     count: int = 1
 
 
@@ -89,20 +90,20 @@ class Pipeline:
         """Sync every invoice that the batch says is paid. Raises `Outage`: then the same batch can be given again."""
         handled = Handled()
         started = self._monotonic()
-        rings, garbage = self._decode(messages, handled)
+        rings, partitions, garbage = self._decode(messages, handled)
         decoded = self._monotonic()
         handled.seconds["decode"] = decoded - started
         if rings:
             handled.outcomes = self._service.sync(
                 {invoice_id: ring.attempt for invoice_id, ring in rings.items()},
-                partitions=sorted(set().union(*(ring.partitions for ring in rings.values()))),
+                partitions=sorted(partitions),
                 keepalive=keepalive,
             )
             handled.seconds["sync"] = self._monotonic() - decoded
         mirror = []
         for invoice_id, outcome in handled.outcomes.items():
             ring = rings[invoice_id]
-            topic = ring.record.topic
+            topic = ring.topic
             handled.counts[topic, "duplicate"] += ring.count - 1
             match outcome:
                 case Booked():
@@ -112,7 +113,7 @@ class Pipeline:
                 case NotPaid():
                     handled.counts[topic, "not-paid"] += 1
                 case Faulted(fault=fault):
-                    decided = self._route(handled, ring.record, ring.attempt, fault, invoice_id)
+                    decided = self._route(handled, Record.of(ring.message), ring.attempt, fault, invoice_id)
                     mirror.append(_mirror(outcome, decided))
                 case _:
                     assert_never(outcome)
@@ -137,13 +138,14 @@ class Pipeline:
 
     def _decode(
         self, messages: Iterable[Message], handled: Handled
-    ) -> tuple[dict[int, Ring], list[tuple[Record, RecordFault]]]:
-        """The doorbells by invoice, and the records that are none.
+    ) -> tuple[dict[int, Ring], set[Partition], list[tuple[Record, RecordFault]]]:
+        """The doorbells by invoice, the partitions that they came from, and the records that are none.
 
         An invoice that rings several times is synced once; the record with the fewest retries used stands for all, the
         last of them, for what it is about is in the database and not in the record.
         """
         rings: dict[int, Ring] = {}
+        partitions: set[Partition] = set()
         garbage: list[tuple[Record, RecordFault]] = []
         ignored = handled.counts
         for message in messages:
@@ -156,17 +158,17 @@ class Pipeline:
                 case Ignored():
                     ignored[message.topic() or "", "ignored"] += 1
                 case Doorbell(invoice_id):
-                    record = Record.of(message)
-                    attempt = self._attempts.get(record.topic, 0)
+                    topic, number = key_of(message)
+                    partitions.add((topic, number))
+                    attempt = self._attempts.get(topic, 0)
                     ring = rings.get(invoice_id)
                     if ring is None:
-                        rings[invoice_id] = Ring(record, attempt, {(record.topic, record.partition)})
+                        rings[invoice_id] = Ring(message, topic, attempt)
                         continue
                     ring.count += 1
-                    ring.partitions.add((record.topic, record.partition))
                     if attempt <= ring.attempt:
-                        ring.record, ring.attempt = record, attempt
-        return rings, garbage
+                        ring.message, ring.topic, ring.attempt = message, topic, attempt
+        return rings, partitions, garbage
 
     def _route(
         self, handled: Handled, record: Record, attempt: int, fault: Fault, invoice_id: int | None

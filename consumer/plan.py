@@ -123,9 +123,10 @@ def draft(
     Raises `RecordFault` when its data can never be booked, `Transient` when a row is missing whose insert would ring
     no doorbell: the client, or the payment that dates it.
     """
-    if invoice.state == "complete" and not repair and sync is not None and sync.is_booked:
+    state = invoice.state
+    if state == "complete" and not repair and sync is not None and sync.is_booked:
         return Settled(invoice.id, needs_repair=sync.sync_status != "synced")
-    if invoice.state != "paid" and not (repair and invoice.state == "complete"):
+    if state != "paid" and not (repair and state == "complete"):
         return NotPaid(invoice.id, invoice.status or "")
     number = invoice.invoice_number or ""
     if not number.strip():

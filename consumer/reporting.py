@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -45,8 +46,9 @@ class Report:
                 _LOG.error("dead letter", retries=decided.retries, kind=fault.kind, **where)
         if handled.had_work:
             _LOG.info("batch", records=records, **{name: count for name, count in totals.items() if count})
-            for result in handled.outcomes.values():
-                _LOG.debug("invoice", outcome=type(result).__name__.lower(), invoice_id=result.invoice_id)
+            if logging.getLogger("worker").isEnabledFor(logging.DEBUG):
+                for result in handled.outcomes.values():
+                    _LOG.debug("invoice", outcome=type(result).__name__.lower(), invoice_id=result.invoice_id)
 
     def swept(self, outcomes: Mapping[int, Outcome]) -> None:
         """The sweep found these invoices."""
