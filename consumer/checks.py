@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
-from consumer import broker, ledger, mapping, migrations, origins, topics
+from consumer import broker, grants, ledger, mapping, migrations, origins, topics
 from consumer.databases import Broken, Databases
 from consumer.faults import Outage
 from consumer.mapping import Target
@@ -18,50 +18,6 @@ from consumer.settings import Settings
 
 SLOT: Final = "cfo_sync"  # as in debezium-connector.json
 PUBLICATION: Final = "cfo_sync_publication"
-
-# By table and privilege the columns; none means the whole table. As in schemas/roles/invoice_database.sql.
-_Needs: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
-_BOOKING_COLUMNS: Final = (
-    "cfo_transaction_id", "cfo_identifier", "adopted", "sync_status", "sync_timestamp", "entity_mapped",
-    "category_mapped", "confidence_score", "sync_error", "retry_count", "last_retry_at", "updated_at",
-)  # fmt: skip
-_RUN: Final[_Needs] = {
-    "crypto_invoices": {
-        "SELECT": (
-            "id", "invoice_number", "client_id", "status", "amount_usd", "paid_at", "billing_period", "description",
-            "crypto_currency", "crypto_amount", "crypto_network", "created_at", "updated_at",
-        )
-    },
-    "crypto_clients": {"SELECT": ("id", "name")},
-    "crypto_payment_transactions": {
-        "SELECT": (
-            "id", "invoice_id", "transaction_hash", "amount_received", "currency", "status", "detected_at",
-            "confirmed_at",
-        )
-    },
-    "crypto_invoice_cfo_sync": {"SELECT": (), "INSERT": (), "UPDATE": _BOOKING_COLUMNS},
-    "crypto_cfo_sync_log": {"SELECT": ("id", "invoice_id", "sync_status", "request_payload"), "INSERT": ()},
-    "cfo_sync_dlq": {"SELECT": ("invoice_id", "state"), "UPDATE": ("state", "outcome", "updated_at")},
-    "cfo_sync_actions": {"SELECT": ("id", "action", "invoice_id", "details")},
-}  # fmt: skip
-_OPERATORS: Final[_Needs] = {
-    **_RUN,
-    "crypto_cfo_sync_log": {"SELECT": (), "INSERT": ()},
-    "cfo_sync_dlq": {
-        "SELECT": (),
-        "INSERT": (),
-        "UPDATE": (
-            "state", "invoice_id", "error_code", "dlq_partition", "dlq_offset", "replay_count", "replay_id",
-            "changed_by", "reason", "outcome", "updated_at",
-        ),
-    },
-    "cfo_sync_actions": {"SELECT": (), "INSERT": ()},
-    "cfo_sync_reconciliations": {"SELECT": (), "INSERT": (), "DELETE": ()},
-    "cfo_sync_acknowledgements": {
-        "SELECT": (), "INSERT": (), "UPDATE": ("reason", "acknowledged_by", "acknowledged_at"),
-    },
-    "v_crypto_invoices_pending_sync": {"SELECT": ()},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +66,7 @@ def _check_databases(settings: Settings, databases: Databases, target: Target, o
     with databases.invoices() as invoices:
         yield Finding("invoice database", True, _place(invoices))
         yield _check_migrations(invoices, settings)
-        yield from _check_privileges(invoices, _OPERATORS if operators else _RUN)
+        yield from _check_privileges(invoices, grants.OPERATORS if operators else grants.RUN)
         yield from _check_replication(invoices)
         if settings.silence_echo:
             yield _check_silence(invoices)
@@ -148,45 +104,31 @@ def _check_migrations(connection: Connection, settings: Settings) -> Finding:
 
 
 def _check_sequences(connection: Connection, table: str) -> Iterator[Finding]:
-    """An insert into a serial column needs its sequence; an identity column needs nothing."""
-    rows = connection.execute(
-        "SELECT d.objid::regclass::text, has_sequence_privilege(d.objid, 'USAGE') FROM pg_depend d"
-        " JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'"
-        " WHERE d.refobjid = to_regclass(%s) AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'",
-        (table,),
-    ).fetchall()
-    for sequence, allowed in rows:
-        if not allowed:
-            yield Finding(f"sequence {sequence}", False, "no privilege USAGE",
-                          f"GRANT USAGE ON SEQUENCE {sequence} TO {connection.info.user};")  # fmt: skip
+    for sequence in grants.forbidden_sequences(connection, table):
+        yield Finding(f"sequence {sequence}", False, "no privilege USAGE",
+                      f"GRANT USAGE ON SEQUENCE {sequence} TO {connection.info.user};")  # fmt: skip
 
 
-def _lacking(connection: Connection, table: str, privilege: str, columns: Sequence[str]) -> list[str]:
-    """The privilege, as GRANT wants it, if this role lacks it on one of the columns, or on the whole table."""
-    if not columns:
-        return [] if _one(connection, "SELECT has_table_privilege(%s, %s)", table, privilege) else [privilege]
-    names = connection.execute(
-        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = ANY(%s::text[])"
-        " AND NOT attisdropped AND NOT has_column_privilege(attrelid, attnum, %s) ORDER BY attnum",
-        (table, list(columns), privilege),
-    ).fetchall()
-    return [f"{privilege} ({', '.join(ledger.quoted_column(name) for (name,) in names)})"] if names else []
+_WHERE_INVOICES_ARE: Final = (
+    "point CFO_SYNC_INVOICE_DSN at the invoice system's database and schema; it needs the guide's columns"
+)
 
 
-def _check_privileges(connection: Connection, needs: _Needs) -> Iterator[Finding]:
+def _check_privileges(connection: Connection, needs: grants.Needs) -> Iterator[Finding]:
     for table, privileges in needs.items():
         what = f"{'view' if table.startswith('v_') else 'table'} {table}"
+        ours = "cfo" in table or table.startswith("v_")
+        fix = "run `cfo-sync migrate`" if ours else _WHERE_INVOICES_ARE
         exists = _one(connection, "SELECT to_regclass(%s) IS NOT NULL", table)
         if not exists:
-            ours = "cfo" in table or table.startswith("v_")
-            fix = (
-                "run `cfo-sync migrate`"
-                if ours
-                else "point CFO_SYNC_INVOICE_DSN at the invoice system's database and schema"
-            )
             yield Finding(what, False, "missing", fix)
             continue
-        lacking = [each for name, columns in privileges.items() for each in _lacking(connection, table, name, columns)]
+        if absent := grants.absent_columns(connection, table, privileges):
+            yield Finding(what, False, f"no column {', '.join(absent)}", fix)
+            continue
+        lacking = [
+            each for name, columns in privileges.items() for each in grants.lacking(connection, table, name, columns)
+        ]
         yield Finding(
             what, not lacking, f"no privilege {', '.join(lacking)}" if lacking else "privileges suffice",
             f"GRANT {', '.join(lacking)} ON {table} TO {connection.info.user};",
@@ -286,12 +228,12 @@ def _check_ledger(connection: Connection, target: Target, operators: bool) -> It
     judged = [name for name in (target.entity, target.business_unit) if name is not None and operators]
     read = [name for name in (target.id, target.identifier, target.source, target.entity, *judged) if name is not None]
     for privilege, names in (("SELECT", [*read, *target.facts]), ("INSERT", list(target.columns))):
-        for lacking in _lacking(connection, name_in_sql, privilege, names):
+        for lacking in grants.lacking(connection, name_in_sql, privilege, names):
             yield Finding(f"CFO table {table}", False, f"no privilege {lacking}",
                           f"GRANT {lacking} ON {name_in_sql} TO {connection.info.user};")  # fmt: skip
     # Facts for a booking, the other two for `remap`.
     for name in dict.fromkeys((*target.facts, *judged)):
-        for lacking in _lacking(connection, name_in_sql, "UPDATE", [name]):
+        for lacking in grants.lacking(connection, name_in_sql, "UPDATE", [name]):
             fix = f"GRANT {lacking} ON {name_in_sql} TO {connection.info.user};"
             yield Finding(f"updating {table}.{name}", False, "not allowed", fix)
     yield from _check_sequences(connection, name_in_sql)

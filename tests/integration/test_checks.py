@@ -144,6 +144,13 @@ def test_a_database_that_is_not_the_invoice_systems_is_found(postgres: Stack) ->
     assert {"migrations", "table crypto_invoices", "CFO table transactions"} <= set(found)
 
 
+def test_a_column_that_the_invoice_system_lacks_is_found(two_databases: Settings) -> None:
+    execute(invoice_dsn(two_databases), "ALTER TABLE crypto_invoices RENAME billing_period TO period")
+    found = bad(two_databases)
+    assert list(found) == ["table crypto_invoices"]
+    assert found["table crypto_invoices"].found == "no column billing_period"
+
+
 def test_a_database_that_cannot_be_reached_is_one_finding(dsn: str) -> None:
     found = bad(make_settings(make_conninfo(dsn, port="1")))
     assert list(found) == ["invoice database"]
