@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Final, Literal
 
 from psycopg import Connection
@@ -16,16 +15,12 @@ from psycopg import Connection
 from consumer.arrays import number_array, text_array
 from consumer.deadletters import Entry, Handling, Letter, decide_state
 from consumer.plan import Invoice, SyncRow
+from consumer.sql import statement
 
-
-def _statement(name: str) -> bytes:
-    return resources.files("consumer.sql").joinpath(f"{name}.sql").read_bytes()
-
-
-_STATES: Final = _statement("dlq_states")
-_RESOLVE: Final = _statement("dlq_resolve")
-_ACT: Final = _statement("dlq_act")
-_GATHER: Final = _statement("gather")
+_STATES: Final = statement("dlq_states")
+_RESOLVE: Final = statement("dlq_resolve")
+_ACT: Final = statement("dlq_act")
+_GATHER: Final = statement("gather")
 
 # Ours among the advisory locks with two keys; see `ledger` and `store` for the others.
 _LOCK: Final = (0x0CF0, 3)

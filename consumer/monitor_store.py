@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
 from psycopg import Connection
+
+from consumer.sql import statement
 
 # The databases have more to do than to be looked at; what takes longer is given up, and tried again later.
 _PATIENCE: Final = "10s"
 
 
-def _statement(name: str) -> bytes:
-    return resources.files("consumer.sql").joinpath(f"monitor_{name}.sql").read_bytes()
-
-
-_PENDING: Final = _statement("pending")
-_HISTORY: Final = _statement("history")
-_SLOTS: Final = _statement("slots")
-_DEAD_LETTERS: Final = _statement("dead_letters")
+_PENDING: Final = statement("monitor_pending")
+_HISTORY: Final = statement("monitor_history")
+_SLOTS: Final = statement("monitor_slots")
+_DEAD_LETTERS: Final = statement("monitor_dead_letters")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib import resources
 from itertools import starmap
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from consumer.facts import Fact, find_facts, is_number_type
 from consumer.ledger import Column, Ledger, quoted, quoted_column, read_columns
 from consumer.mapping import Target
 from consumer.plan import whole_number
+from consumer.sql import statement
 from consumer.texts import utc_text
 
 _SHOWN: Final = 20  # transactions of one Identifier that are looked at one by one
@@ -31,14 +31,10 @@ _KEPT_RUNS: Final = 100
 _KEPT_DIFFERENCES: Final = 1000
 
 
-def _statement(name: str) -> bytes:
-    return resources.files("consumer.sql").joinpath(f"reconcile_{name}.sql").read_bytes()
-
-
-_COLUMNS: Final = _statement("columns")
-_INVOICES: Final = _statement("invoices").replace(b":columns", _COLUMNS)
-_LOOK: Final = _statement("look").replace(b":columns", _COLUMNS)
-_RANGE: Final = _statement("range")
+_COLUMNS: Final = statement("reconcile_columns")
+_INVOICES: Final = statement("reconcile_invoices").replace(b":columns", _COLUMNS)
+_LOOK: Final = statement("reconcile_look").replace(b":columns", _COLUMNS)
+_RANGE: Final = statement("reconcile_range")
 
 
 def begin_snapshot(connection: Connection, moment: str | None = None) -> None:

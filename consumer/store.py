@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import resources
 from typing import Any, Final, LiteralString, TypeAlias
 
 from msgspec import Struct
@@ -19,19 +18,16 @@ from psycopg.rows import dict_row
 
 from consumer.arrays import number_array, text_array
 from consumer.plan import Invoice, SyncRow
+from consumer.sql import statement
 
 Partition: TypeAlias = tuple[str, int]  # topic, number
 
 
-def _statement(name: str) -> bytes:
-    return resources.files("consumer.sql").joinpath(f"{name}.sql").read_bytes()
-
-
-_GATHER: Final = _statement("gather")
-_RECORD_SYNCED: Final = _statement("record_synced")
-_RECORD_FAULTS: Final = _statement("record_faults")
-_SWEEP: Final = _statement("sweep")
-_STATUS: Final = _statement("status")
+_GATHER: Final = statement("gather")
+_RECORD_SYNCED: Final = statement("record_synced")
+_RECORD_FAULTS: Final = statement("record_faults")
+_SWEEP: Final = statement("sweep")
+_STATUS: Final = statement("status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +242,8 @@ def append_log(connection: Connection, rows: Sequence[LogRow]) -> None:
         "INSERT INTO crypto_cfo_sync_log (invoice_id, sync_attempt_timestamp, sync_status, cfo_transaction_id,"
         " error_message, request_payload, response_data)"
         " SELECT v.invoice_id, clock_timestamp() AT TIME ZONE 'UTC', v.sync_status, v.cfo_transaction_id,"
-        " v.error_message, v.request_payload, v.response_data"
-        " FROM unnest(%s::integer[], %s::text[], %s::bigint[], %s::text[], %s::jsonb[], %s::jsonb[])"
+        " v.error_message, v.request_payload::jsonb, v.response_data::jsonb"
+        " FROM unnest(%s::integer[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[])"
         " AS v (invoice_id, sync_status, cfo_transaction_id, error_message, request_payload, response_data)",
         (
             number_array(row.invoice_id for row in rows),

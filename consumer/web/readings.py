@@ -9,25 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from importlib import resources
 from typing import Any, Final
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 
 from consumer.monitor_store import limit_patience
+from consumer.sql import statement
 
 _MOST_EVENTS: Final = 200
 
 
-def _statement(name: str) -> bytes:
-    return resources.files("consumer.sql").joinpath(f"web_{name}.sql").read_bytes()
-
-
-_TOTALS: Final = _statement("totals")
-_HOURS: Final = _statement("hours")
-_LAG: Final = _statement("lag")
-_INVOICE: Final = _statement("invoice")
+_TOTALS: Final = statement("web_totals")
+_HOURS: Final = statement("web_hours")
+_LAG: Final = statement("web_lag")
+_INVOICE: Final = statement("web_invoice")
 
 
 @dataclass(frozen=True, slots=True)
