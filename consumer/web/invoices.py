@@ -123,7 +123,6 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService]) -> None:
             events=events,
             transaction=transaction,
             target=rules.target,
-            dates=[name for name, template in rules.target.facts.items() if template.text == "{paid_at}"],
             draft=draft,
             fault=fault,
             classified=rules.classify(row["client_name"] or "", row["billing_period"], row["description"]),
