@@ -99,5 +99,5 @@ def _lag_chart(numbers: Numbers, now: datetime) -> str:
         (name, {hour.start: hour.lags[number] for hour in numbers.hours if hour.lags is not None})
         for number, name in enumerate(("median", "95 %", "99 %"))
     ]
-    label = "Time from payment to booking by the hour over the last 48 hours: the median, and within which 95 % and 99 % were"
+    label = "Time from payment to booking by the hour over the last 48 hours: median, 95 % and 99 % of the bookings"
     return charts.lines(now, series, label, lambda value: "0" if not value else str(formats.duration(value)))
