@@ -51,6 +51,8 @@ def plain(value: str | None) -> str | Markup:
     """A number as text: thousands separated, without the zeros that only its column's type adds."""
     if value is None:
         return _NOTHING
+    if "e" in value.lower():
+        return value  # written out, a few characters could fill the memory
     try:
         text = f"{Decimal(value):,f}"
     except InvalidOperation:
