@@ -42,9 +42,12 @@ def bars(now: datetime, values: dict[datetime, float], label: str, name: Callabl
 def lines(
     now: datetime, series: Sequence[tuple[str, dict[datetime, float]]], label: str, unit: Callable[[float], str]
 ) -> Markup:
-    """A line for each series over the last 48 hours; hours without a value are gaps."""
+    """A line for each series over the last 48 hours; hours without a value are gaps. Values are seconds."""
     hours = _hours(now)
-    top, ticks = scale(max((value for _, values in series for value in values.values()), default=0))
+    highest = max((value for _, values in series for value in values.values()), default=0)
+    whole = next((span for span in (86_400, 3_600, 60) if highest > 2 * span), 1)
+    top, ticks = scale(highest / whole)
+    top, ticks = top * whole, [tick * whole for tick in ticks]
     step = (WIDTH - _LEFT - _RIGHT) / _HOURS
     drawn = []
     for number, (name, values) in enumerate(series, 1):

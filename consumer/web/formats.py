@@ -48,10 +48,16 @@ def usd(value: object) -> str | Markup:
 
 
 def plain(value: str | None) -> str | Markup:
-    """A number as text, without the zeros that only its column's type adds."""
+    """A number as text: thousands separated, without the zeros that only its column's type adds."""
     if value is None:
         return _NOTHING
-    return value.rstrip("0").rstrip(".") if "." in value and "e" not in value.lower() else value
+    if "e" in value.lower():
+        return value  # written out, a few characters could fill the memory
+    try:
+        text = f"{Decimal(value):,f}"
+    except InvalidOperation:
+        return value
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def count(value: float | None) -> str | Markup:

@@ -123,7 +123,6 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService]) -> None:
             events=events,
             transaction=transaction,
             target=rules.target,
-            dates=[name for name, template in rules.target.facts.items() if template.text == "{paid_at}"],
             draft=draft,
             fault=fault,
             classified=rules.classify(row["client_name"] or "", row["billing_period"], row["description"]),
@@ -184,7 +183,7 @@ def _history(connection: Connection, row: Mapping[str, Any]) -> tuple[list[dict[
         Event(
             _utc(each["at"]),
             "person",
-            f"{_ACTIONS.get(each['action'], each['action'])} by {each['done_by']}",
+            f"{_deed(each)} by {each['done_by']}",
             each["reason"],
             {"details": each["details"]} if each["details"] is not None else None,
             each["id"],
@@ -199,6 +198,13 @@ def _history(connection: Connection, row: Mapping[str, Any]) -> tuple[list[dict[
         if (at := _moment(text)) is not None:
             events.append(Event(at, "money", title))
     return payments, sorted(events, key=lambda event: (event.at, event.number), reverse=True)
+
+
+def _deed(action: Mapping[str, Any]) -> str:
+    details = action["details"]
+    if action["action"] == "repair" and isinstance(details, dict) and details.get("result") == "failed":
+        return "Repair by the reconciliation tried in vain"
+    return _ACTIONS.get(action["action"], str(action["action"]))
 
 
 def _payment(each: Mapping[str, Any]) -> str:

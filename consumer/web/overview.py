@@ -97,7 +97,7 @@ def _booked_chart(numbers: Numbers, now: datetime) -> str:
 def _lag_chart(numbers: Numbers, now: datetime) -> str:
     series = [
         (name, {hour.start: hour.lags[number] for hour in numbers.hours if hour.lags is not None})
-        for number, name in enumerate(("half", "95 %", "99 %"))
+        for number, name in enumerate(("median", "95 %", "99 %"))
     ]
-    label = "Time from payment to booking by the hour over the last 48 hours: of half, 95 % and 99 % of the bookings"
+    label = "Time from payment to booking by the hour over the last 48 hours: median, 95 % and 99 % of the bookings"
     return charts.lines(now, series, label, lambda value: "0" if not value else str(formats.duration(value)))

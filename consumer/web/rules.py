@@ -41,7 +41,7 @@ def try_rules(rules: Mapping, client: str, period: str, description: str) -> Dra
         id=1,
         status="paid",
         invoice_number=NUMBER,
-        client_id="1",
+        client_id="1" if client.strip() else None,
         client_name=client,
         amount_usd="100.00",
         paid_at=datetime.now(UTC).isoformat(timespec="seconds"),

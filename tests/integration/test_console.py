@@ -164,10 +164,9 @@ def test_the_overview_answers_whether_everything_is_booked(
     first = invoices.create_test_invoice(amount=1234.5)
     invoices.mark_invoice_as_paid(first, paid_at=(datetime.now(UTC) - timedelta(hours=2)).replace(tzinfo=None))
     second = invoices.paid_invoice()
-    assert "No: 2 paid invoices wait since" in text_of(operator.get("/"))
+    assert "No: 2 paid invoices wait. Waiting since" in text_of(operator.get("/"))
     service.record_faults([FaultRow(second, "failed", 0, "amount-missing: none", None)])
-    assert "1 paid invoice waits since" in text_of(operator.get("/"))
-    assert ", and 1 has failed." in text_of(operator.get("/"))
+    assert "No: 1 paid invoice waits, and 1 has failed." in text_of(operator.get("/"))
     service.sync({first: 0})
     assert "No: 1 invoice has failed and needs somebody." in text_of(operator.get("/"))
 
@@ -360,6 +359,8 @@ def test_the_mapping_box_books_nothing_and_says_what_would_be(viewer: Visitor, l
     page = text_of(viewer.get("/mapping?client=exos++CAPITAL&period=&description=Validator+node"))
     assert "Client rule “Exos Capital”; keyword “validator” gives “Validator Revenue”" in page
     assert "Business unit Paraguay Hosting" in page
+    assert "Amount 100.00" in page
+    assert "an invoice without a client is not booked" in text_of(viewer.get("/mapping?period=Hosting"))
     assert ledger.count() == 0
 
 

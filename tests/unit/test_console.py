@@ -80,7 +80,9 @@ def test_how_values_are_written() -> None:
     )
     assert formats.moment("<b>infinity") == "<b>infinity"  # text: the template escapes it
     assert formats.plain("100.000000000000000000") == "100"
-    assert formats.plain("100") == "100"
+    assert formats.plain("1234567.8900") == "1,234,567.89"
+    assert formats.plain("1E+999999999") == "1E+999999999"
+    assert formats.plain("NaN") == "NaN"
     assert formats.pretty('{"a": 1.10}') == '{\n  "a": 1.10\n}'
 
 
@@ -98,6 +100,13 @@ def test_an_axis_has_round_marks_and_holds_the_highest(highest: float, ticks: li
     top, marks = charts.scale(highest, is_whole=True)
     assert marks == ticks
     assert top == marks[-1] >= highest
+
+
+def test_an_axis_of_time_is_marked_in_whole_hours() -> None:
+    drawn = charts.lines(
+        NOW, [("half", {NOW.replace(tzinfo=None, minute=0): 11_000.0})], "lags", lambda each: f"{each:.0f} s"
+    )
+    assert re.findall(r">(\d+) s</text>", drawn) == ["0", "3600", "7200", "10800", "14400"]
 
 
 def test_a_chart_has_a_bar_for_each_hour_and_its_texts_are_escaped() -> None:
