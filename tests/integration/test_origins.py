@@ -15,13 +15,19 @@ from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from deploy.local.stack import Stack
 from tests.integration.scenes import invoice_dsn
-from tests.roles import CONSUMER
+from tests.roles import CONSUMER, INVOICE_DATABASE, as_owner, create_roles
 from tests.support import InvoiceSystem
 
 SLOT = "origins_test"
 PEEK = (
     "SELECT count(*) FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, 'proto_version', '1',"
     " 'publication_names', 'cfo_sync_publication', 'origin', %s) WHERE get_byte(data, 0) = ascii('U')"
+)
+
+
+COMMIT_TIMES = (
+    "SELECT substr(data, 19, 8) FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, 'proto_version', '1',"
+    " 'publication_names', 'cfo_sync_publication') WHERE get_byte(data, 0) = ascii('C')"
 )
 
 
@@ -65,6 +71,24 @@ def test_what_a_marked_session_writes_is_passed_over_and_what_others_write_is_no
     assert taken >= 2, "each connection has an origin of its own"
     assert invoices.value(PEEK, slot, "any") == 303
     assert invoices.value(PEEK, slot, "none") == 3
+    assert _silence(marking).good
+
+
+@pytest.mark.usefixtures("granted")
+def test_each_marked_transaction_bears_its_own_commit_time(
+    marking: Settings, invoices: InvoiceSystem, slot: str
+) -> None:
+    with CFOSyncService(marking) as service:
+        for _ in range(3):
+            assert service.sync(dict.fromkeys([invoices.paid_invoice()], 0))
+    times = [row["substr"] for row in invoices.rows(COMMIT_TIMES, slot)]
+    assert len(times) == 9  # sent, paid, complete
+    assert times == sorted(set(times)), "in the order of the commits, none twice"
+
+
+@pytest.mark.usefixtures("granted")
+def test_running_the_roles_file_again_leaves_the_privilege(marking: Settings) -> None:
+    create_roles(as_owner(marking.invoice_dsn.get_secret_value()), INVOICE_DATABASE)
     assert _silence(marking).good
 
 
