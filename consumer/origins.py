@@ -45,10 +45,11 @@ def mark(connection: Connection) -> str | None:
                 with suppress(psycopg.errors.ObjectInUse):
                     connection.execute("SELECT pg_replication_origin_session_setup(%s)", (name,))
                     return name
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
             if connection.closed:
                 raise
-            reason = "no origin is free: max_replication_slots, or max_active_replication_origins, is too small"
+            # Too few of them are configured, and the hint says by which setting; or the server is a standby.
+            reason = " ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))
     _LOG.warning("our updates are not marked, and the connector will see them", reason=reason, see="docs/connector.md")
     return None
 

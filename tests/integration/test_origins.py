@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import psycopg
 import pytest
-from psycopg import sql
 from structlog.testing import capture_logs
 
 from consumer import checks, origins
@@ -118,11 +118,16 @@ def test_without_the_privilege_it_is_told_and_nothing_else_changes(
 
 @pytest.mark.usefixtures("granted")
 def test_when_all_origins_are_taken_it_is_told(marking: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(origins, "_MOST", 1)
-    dsn = marking.invoice_dsn.get_secret_value()
-    with psycopg.connect(dsn, autocommit=True) as first, psycopg.connect(dsn, autocommit=True) as second:
-        assert origins.mark(first) == "cfo-sync-1"
-        with capture_logs() as logs:
-            assert origins.mark(second) is None
-        assert "in use" in logs[0]["reason"]
-        second.execute(sql.SQL("SELECT 1"))
+    with ExitStack() as sessions, capture_logs() as logs:
+
+        def mine() -> str | None:
+            dsn = marking.invoice_dsn.get_secret_value()
+            return origins.mark(sessions.enter_context(psycopg.connect(dsn, autocommit=True)))
+
+        *taken, last = [mine() for _ in range(11)]
+        assert taken[0] is not None
+        assert last is None
+        monkeypatch.setattr(origins, "_MOST", 1)
+        assert mine() is None
+    assert "max_active_replication_origins" in logs[0]["reason"]
+    assert "in use" in logs[1]["reason"]
