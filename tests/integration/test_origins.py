@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from consumer import checks, origins
+from consumer.faults import Outage
 from consumer.outcomes import Booked
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
@@ -19,6 +20,7 @@ from tests.roles import CONSUMER, INVOICE_DATABASE, as_owner, create_roles
 from tests.support import InvoiceSystem
 
 SLOT = "origins_test"
+MARKING = f"EXECUTE ON FUNCTION {', '.join(origins.FUNCTIONS)}"
 PEEK = (
     "SELECT count(*) FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, 'proto_version', '1',"
     " 'publication_names', 'cfo_sync_publication', 'origin', %s) WHERE get_byte(data, 0) = ascii('U')"
@@ -39,10 +41,13 @@ def marking(settings: Settings) -> Settings:
 @pytest.fixture
 def granted(postgres: Stack, settings: Settings) -> None:
     """The privilege, in this test's database alone."""
+    _as_superuser(postgres, settings, f"GRANT {MARKING} TO {CONSUMER}")
+
+
+def _as_superuser(postgres: Stack, settings: Settings, statement: str) -> None:
     dbname = psycopg.conninfo.conninfo_to_dict(invoice_dsn(settings))["dbname"]
     with psycopg.connect(postgres.postgres.superuser_dsn(str(dbname)), autocommit=True) as superuser:
-        for each in origins.FUNCTIONS:
-            superuser.execute(f"GRANT EXECUTE ON FUNCTION {each} TO {CONSUMER}".encode())
+        superuser.execute(statement.encode())
 
 
 @pytest.fixture
@@ -84,6 +89,23 @@ def test_each_marked_transaction_bears_its_own_commit_time(
     times = [row["substr"] for row in invoices.rows(COMMIT_TIMES, slot)]
     assert len(times) == 9  # sent, paid, complete
     assert times == sorted(set(times)), "in the order of the commits, none twice"
+
+
+@pytest.mark.usefixtures("granted")
+def test_a_privilege_that_is_taken_away_is_missed_once(
+    postgres: Stack, marking: Settings, invoices: InvoiceSystem
+) -> None:
+    invoice_id = invoices.paid_invoice()
+    with CFOSyncService(marking) as reader, CFOSyncService(marking) as writer:
+        reader.status(invoice_id)
+        writer.status(invoice_id)
+        _as_superuser(postgres, marking, f"REVOKE {MARKING} FROM {CONSUMER}")
+        with pytest.raises(Outage, match="permission denied"):
+            reader.status(invoice_id)
+        with pytest.raises(Outage, match="permission denied"):
+            writer.sync({invoice_id: 0})
+        assert reader.status(invoice_id) is not None
+        assert isinstance(writer.sync({invoice_id: 0})[invoice_id], Booked)
 
 
 @pytest.mark.usefixtures("granted")
