@@ -33,8 +33,9 @@ class Databases:
         self._invoices = Session(
             settings.invoice_dsn.get_secret_value(),
             settings.invoice_database,
-            prepare=origins.mark if settings.silence_echo else None,
+            prepare=self._mark if settings.silence_echo else None,
         )
+        self._origin: str | None = None  # that marks what the session to the invoice database writes
         self._cfo = None
         if settings.cfo_dsn is not None and not settings.is_one_database:
             self._cfo = Session(settings.cfo_dsn.get_secret_value(), "CFO database")
@@ -54,6 +55,8 @@ class Databases:
         """
         with self._transaction(self._invoices) as connection:
             _wait_for_orphans(connection, partitions, self._invoices.database)
+            if self._origin is not None:
+                origins.date(connection)
             yield connection
 
     @contextmanager
@@ -78,6 +81,9 @@ class Databases:
         self._invoices.close()
         if self._cfo is not None:
             self._cfo.close()
+
+    def _mark(self, connection: Connection) -> None:
+        self._origin = origins.mark(connection)
 
     @contextmanager
     def _transaction(self, session: Session) -> Iterator[Connection]:

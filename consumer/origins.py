@@ -20,36 +20,47 @@ FUNCTIONS: Final = (
     "pg_replication_origin_oid(text)",
     "pg_replication_origin_create(text)",
     "pg_replication_origin_session_setup(text)",
+    "pg_replication_origin_xact_setup(pg_lsn, timestamptz)",
 )
 """What the role must be allowed to execute; PostgreSQL keeps them for superusers unless it is granted."""
 
 _MOST: Final = 64  # origins tried; an origin has one session at a time
+_ALLOWED: Final = "SELECT bool_and(has_function_privilege(name, 'EXECUTE')) FROM unnest(%s::text[]) AS name"
 
 
 def mark(connection: Connection) -> str | None:
     """Mark what this session commits from now on; gives the origin's name. None, and a warning, if that cannot be.
 
-    Nothing depends on it but the echo. The origin is free again when the session ends, however it does.
+    Nothing depends on it but the echo. The origin is free again when the session ends, however it does. Each
+    transaction of a marked session must be dated by `date`.
     """
-    try:
-        for number in range(1, _MOST + 1):
-            name = f"cfo-sync-{number}"
-            _create(connection, name)
-            try:
-                connection.execute("SELECT pg_replication_origin_session_setup(%s)", (name,))
-            except psycopg.errors.ObjectInUse:
-                continue
-            return name
-    except psycopg.OperationalError:
-        if connection.closed:
-            raise
-        reason = "no origin is free: max_replication_slots, or max_active_replication_origins, is too small"
-    except psycopg.errors.InsufficientPrivilege:
+    reason = f"{_MOST} origins are in use"
+    if connection.execute(_ALLOWED, (list(FUNCTIONS),)).fetchone() != (True,):
         reason = "the role may not execute pg_replication_origin_session_setup and its like"
     else:
-        reason = f"{_MOST} origins are in use"
+        try:
+            for number in range(1, _MOST + 1):
+                name = f"cfo-sync-{number}"
+                _create(connection, name)
+                with suppress(psycopg.errors.ObjectInUse):
+                    connection.execute("SELECT pg_replication_origin_session_setup(%s)", (name,))
+                    return name
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            if connection.closed:
+                raise
+            # Too few of them are configured, and the hint says by which setting; or the server is a standby.
+            reason = " ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))
     _LOG.warning("our updates are not marked, and the connector will see them", reason=reason, see="docs/connector.md")
     return None
+
+
+def date(connection: Connection) -> None:
+    """Give the transaction of a marked session its own time.
+
+    PostgreSQL takes the commit time of a marked transaction from its mark, and keeps it: without this, all commits of
+    a session would bear the time of its first, in `pg_xact_commit_timestamp` and for every reader of the WAL.
+    """
+    connection.execute("SELECT pg_replication_origin_xact_setup('0/0', clock_timestamp())")
 
 
 def _create(connection: Connection, name: str) -> None:

@@ -198,7 +198,7 @@ class CFOSyncService:
             except Broken as broken:
                 tries -= 1
                 meaning = sessions.meaning_of(broken.error)
-                if meaning.verdict is Verdict.LOST:
+                if meaning.verdict in (Verdict.LOST, Verdict.OUTAGE):
                     self._databases.forget()
                 if refuses and meaning.verdict is Verdict.RECORD and not meaning.again:
                     raise sessions.fault_of(broken.error) from broken.error

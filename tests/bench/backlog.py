@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -74,6 +74,12 @@ def capture(bed: Bed) -> Captured:
 
 
 def _read(scene: Scene, count: int) -> tuple[list[Any], list[Any]]:
+    found = read(scene, {0: 0}, lambda found: len(found) >= count)
+    return [json.loads(each.key()) for each in found], [json.loads(each.value()) for each in found]
+
+
+def read(scene: Scene, starts: Mapping[int, int], is_enough: Callable[[list[Any]], bool]) -> list[Any]:
+    """The records of the source topic from these offsets on, by partition, until they are enough."""
     consumer = Consumer(
         {
             "bootstrap.servers": scene.settings.kafka_bootstrap_servers,
@@ -85,15 +91,15 @@ def _read(scene: Scene, count: int) -> tuple[list[Any], list[Any]]:
     found: list[Any] = []
 
     def has_all() -> bool:
-        found.extend(each for each in consumer.consume(count, 0.5) if each.error() is None)
-        return len(found) >= count
+        found.extend(each for each in consumer.consume(1000, 0.5) if each.error() is None)
+        return is_enough(found)
 
     try:
-        consumer.assign([TopicPartition(scene.topic, 0, 0)])
+        consumer.assign([TopicPartition(scene.topic, number, offset) for number, offset in starts.items()])
         wait_until(has_all, "Debezium's events")
     finally:
         consumer.close()
-    return [json.loads(each.key()) for each in found], [json.loads(each.value()) for each in found]
+    return found
 
 
 def _encoded(payload: Any) -> bytes:

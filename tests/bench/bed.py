@@ -20,12 +20,13 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
-from consumer import topics
+from consumer import origins, topics
 from consumer.broker import make_admin
 from consumer.settings import Settings, load
 from deploy.local.connector import delete_connector, register_connector, request, wait_connector_running
 from deploy.local.downloads import fetch_optional
 from deploy.local.errors import StackError
+from deploy.local.postgres import OWNER
 from deploy.local.preparation import connector_definition, prepare_database
 from deploy.local.stack import Stack
 from tests.bench.results import say
@@ -100,6 +101,8 @@ class Bed:
                     connection.execute(_PAYMENTS.format(count=count).encode())
             with self.superuser(name) as connection:
                 connection.execute("VACUUM ANALYZE")
+                # For SILENCE_ECHO; the copies have it too.
+                connection.execute(f"GRANT EXECUTE ON FUNCTION {', '.join(origins.FUNCTIONS)} TO {OWNER}".encode())
             self._templates[key] = name
         return self._templates[key]
 

@@ -1,4 +1,4 @@
-"""Capture: how many changes Debezium takes from PostgreSQL in a second, and whether silenced ones reach the topic."""
+"""Capture: how many changes Debezium takes from PostgreSQL in a second."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import psycopg
 
+from consumer import origins
 from consumer.service import CFOSyncService
 from tests.bench.bed import Bed
 
@@ -73,9 +74,11 @@ def _table(query: Any) -> str | None:
     return None if found is None else found[1]
 
 
-def replay(dsn: str, batches: Sequence[Batch], connections: int) -> float:
-    """Write all of it; gives the seconds from the first statement to the last commit."""
+def replay(dsn: str, batches: Sequence[Batch], connections: int, *, is_silent: bool = False) -> float:
+    """Write all of it, marked if it shall be silent; gives the seconds from the first statement to the last commit."""
     sessions = [psycopg.connect(dsn, autocommit=True, options="-c TimeZone=UTC") for _ in range(connections)]
+    if is_silent and not all(origins.mark(session) for session in sessions):
+        raise RuntimeError("the sessions cannot be marked")
     waiting = iter(batches)
     lock, start, failures = threading.Lock(), threading.Barrier(connections + 1), list[BaseException]()
 

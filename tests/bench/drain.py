@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 import psycopg
 
 from tests.bench import ceiling, sink
-from tests.bench.backlog import Backlog, Captured, capture
+from tests.bench.backlog import Backlog, Captured, capture, read
 from tests.bench.bed import PARTITIONS, Bed, Scene, wait_until
 from tests.bench.process import ConsumerProgram, Program
 from tests.bench.results import Item, Sample, Verdict, alternate, ratio
@@ -148,6 +148,8 @@ def ours(
             "peak_rss_mb": max(program.memory("VmHWM") for program in programs),
         }
         _check_booked(scene, count)
+        if layout == "silent":
+            _check_silence(scene, backlog.ends)
     return count / took, details
 
 
@@ -167,6 +169,16 @@ def _check_booked(scene: Scene, count: int) -> None:
         raise RuntimeError(f"{found} invoices are booked, not {count}")
 
 
+def _check_silence(scene: Scene, ends: Mapping[int, int]) -> None:
+    """What another session writes now is the first that Debezium sends after what stood on the topic."""
+    with psycopg.connect(scene.dsn, autocommit=True) as connection:
+        connection.execute("UPDATE crypto_invoices SET status = 'cancelled' WHERE id = 1")
+    starts = {number: ends.get(number, 0) for number in range(PARTITIONS)}
+    found = read(scene, starts, lambda found: any(b'"cancelled"' in each.value() for each in found))
+    if len(found) != 1:
+        raise RuntimeError(f"{len(found) - 1} of our updates came back")
+
+
 def _ceiling(
     plan: Plan, count: int, layout: Layout, batches: list[ceiling.Batch], connections: int, is_warm_up: bool
 ) -> Sample:
@@ -175,8 +187,10 @@ def _ceiling(
         count = min(count, len(batches) * plan.batch_size)
     with plan.bed.scene(plan.bed.template(count)) as scene:
         start_capture(scene, layout)
-        took = ceiling.replay(scene.dsn, batches, connections)
+        took = ceiling.replay(scene.dsn, batches, connections, is_silent=layout == "silent")
         _check_booked(scene, count)
+        if layout == "silent":
+            _check_silence(scene, {})
     return count / took, {"seconds": took}
 
 
