@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,7 @@ from consumer.api_models import MAX_INVOICE_ID, MAX_OFFSET, MAX_PARTITION
 from consumer.deadletters import STATES, Filter, Place
 from consumer.dlq import DeadLetterQueue
 from consumer.problems import Problem
-from consumer.selections import Discarded, Replayed
+from consumer.selections import Discarded, Replayed, Selection
 from consumer.service import CFOSyncService
 from consumer.service_pool import Pool
 from consumer.web import readings
@@ -59,17 +60,13 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
     def preview(request: Request) -> Response:
         desk.visitor(request)
         query = request.query_params
-        # What is dead-lettered from now on was not looked at, and is not meant.
-        until = query.get("until") or datetime.now(UTC).isoformat(timespec="milliseconds")
-        asked = read_filter({**query, "until": until})
-        is_replay, force = query.get("act") != "discard", query.get("force") == "1"
+        asked = read_filter(query)
         if asked.wrong:
             return RedirectResponse(f"/dead-letters?{request.url.query}", 303)
+        asked, is_replay, force = _fixed(asked), query.get("act") != "discard", query.get("force") == "1"
         with queues.lend() as letters:
-            selection = letters.select(asked.wanted, force=force) if is_replay else letters.select_discard(asked.wanted)
-        return desk.page(
-            request, "dead_letters_preview.html", asked=asked, selection=selection, is_replay=is_replay, force=force
-        )
+            selection = _select(letters, asked, is_replay=is_replay, force=force)
+        return _preview(request, asked, selection, is_replay=is_replay, force=force)
 
     @app.post("/dead-letters/replay", include_in_schema=False)
     def replay_many(request: Request) -> Response:
@@ -78,7 +75,10 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
         force, reason = fields.get("force") == "1", _reason(fields)
         request.state.details = {"filter": dict(asked.given), "force": force}
         with queues.lend() as letters:
-            done = letters.replay(asked.wanted, by=actor.name, reason=reason or None, force=force)
+            selection = _select(letters, asked, is_replay=True, force=force)
+            if fields.get("seen") != _mark(selection):
+                return _preview(request, asked, selection, is_replay=True, force=force, is_other=True)
+            done = letters.replay(_these(asked, selection), by=actor.name, reason=reason or None, force=force)
         request.state.outcome = f"replayed {done.published + done.settled}"
         return desk.page(request, "dead_letters_done.html", replayed=done, discarded=None, asked=asked)
 
@@ -88,7 +88,10 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
         asked, reason = _need(read_filter(fields)), _needed_reason(fields)
         request.state.details = {"filter": dict(asked.given), "reason": reason}
         with queues.lend() as letters:
-            done = letters.discard(asked.wanted, by=actor.name, reason=reason)
+            selection = _select(letters, asked, is_replay=False, force=False)
+            if fields.get("seen") != _mark(selection):
+                return _preview(request, asked, selection, is_replay=False, force=False, is_other=True)
+            done = letters.discard(_these(asked, selection), by=actor.name, reason=reason)
         request.state.outcome = f"discarded {done.discarded}"
         return desk.page(request, "dead_letters_done.html", replayed=None, discarded=done, asked=asked)
 
@@ -126,6 +129,17 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
         return RedirectResponse(
             f"/dead-letters/{_place(partition, offset)}".replace(":", "/") if offset else "/dead-letters", 303
         )
+
+    def _preview(
+        request: Request, asked: Asked, selection: Selection, *, is_replay: bool, force: bool, is_other: bool = False
+    ) -> Response:
+        """What an action would do. `is_other`: than was looked at, so that nothing was done."""
+        if is_other:
+            request.state.outcome = "selection-changed"
+        return desk.page(
+            request, "dead_letters_preview.html", status=409 if is_other else 200, asked=asked, selection=selection,
+            seen=_mark(selection), is_replay=is_replay, force=force, is_other=is_other,
+        )  # fmt: skip
 
     def _page(request: Request, place: Place, notice: Notice | None = None) -> Response:
         with queues.lend() as letters:
@@ -172,6 +186,27 @@ def read_filter(asked: Mapping[str, str]) -> Asked:
         last_offset=last,
     )
     return Asked(wanted, given, wrong)
+
+
+def _fixed(asked: Asked) -> Asked:
+    """The same filter, an hour later too: what is dead-lettered from now on was not looked at, and is not meant."""
+    times = {"since": asked.wanted.since, "until": asked.wanted.until or datetime.now(UTC)}
+    given = {name: at.isoformat() for name, at in times.items() if at is not None}
+    return read_filter({**asked.given, **given})
+
+
+def _select(letters: DeadLetterQueue, asked: Asked, *, is_replay: bool, force: bool) -> Selection:
+    return letters.select(asked.wanted, force=force) if is_replay else letters.select_discard(asked.wanted)
+
+
+def _mark(selection: Selection) -> str:
+    """Tells one selection from another."""
+    return sha256(" ".join(str(entry.place) for entry in selection.entries).encode()).hexdigest()
+
+
+def _these(asked: Asked, selection: Selection) -> Filter:
+    """What was selected and nothing else, whatever came between."""
+    return replace(asked.wanted, places=frozenset(entry.place for entry in selection.entries))
 
 
 def _need(asked: Asked) -> Asked:

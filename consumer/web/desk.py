@@ -95,8 +95,10 @@ class Desk:
         return response
 
     def sign_out(self, request: Request) -> Response:
-        """Take the cookie back, of a viewer too. Raises as `acting` does."""
-        _check(self.visitor(request), form(request))
+        """End the session, of a viewer too. Raises as `acting` does."""
+        session = self.visitor(request)
+        _check(session, form(request))
+        self._sessions.end(session)
         response = RedirectResponse("/sign-in?was=out", 303, dict(_HEADERS))
         self._set_cookie(request, response, "")
         return response

@@ -140,8 +140,8 @@ def _refused(request: Request, answer: Mapping[str, Any]) -> Notice:
 
 def _number(text: str) -> int:
     """An invoice's id in an address. Raises `Problem`."""
-    if text.isascii() and text.isdecimal() and 0 < int(text[:12]) <= _MAX_ID:
-        return int(text[:12])
+    if text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) <= _MAX_ID:
+        return int(text)
     raise Problem(404, "invoice-unknown", "Invoices have whole numbers as their id.")
 
 

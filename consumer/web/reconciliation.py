@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import RedirectResponse, Response
 
 from consumer import reconcile
+from consumer.api_models import MAX_INVOICE_ID
 from consumer.differences import KINDS, Difference
 from consumer.faults import Outage
 from consumer.problems import Problem
@@ -200,7 +201,7 @@ def _read_ids(text: str) -> list[int]:
     """The invoices that the preview named. Raises `Problem`."""
     parts = text.split(",") if text else []
     if len(parts) > _MOST_REPAIRED or not all(
-        part.isascii() and part.isdecimal() and len(part) <= 10 for part in parts
+        part.isascii() and part.isdecimal() and len(part) <= 10 and int(part) <= MAX_INVOICE_ID for part in parts
     ):
         raise Problem(422, "validation", "the form does not name invoices")
     return sorted({int(part) for part in parts})

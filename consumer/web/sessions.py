@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
@@ -20,6 +21,7 @@ LIFETIME: Final = 8 * 3600
 """Seconds from sign-in to the next one: a day at the office."""
 
 _NONCE_BYTES: Final = 18
+_MOST_ENDED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,11 @@ class WebSession:
 
 
 class Sessions:
-    """Begins sessions and recognises them. Without tokens everybody who reaches this machine gets one of its own."""
+    """Begins sessions, recognises and ends them. Thread-safe. Without tokens everybody who reaches this machine gets
+    one of its own.
+
+    Which ones were ended is known to this process alone, until it stops: of the last 10,000.
+    """
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float] = time.time) -> None:
         self.needs_token = bool(tokens)
@@ -41,6 +47,8 @@ class Sessions:
         # Without tokens nothing is proved by a session, but a form must still come from a page of ours.
         self._local = os.urandom(32)
         self._keys = tokens.session_keys() if tokens else [(self._local, LOCAL)]
+        self._ended: dict[str, None] = {}  # by what their forms carry, in their order
+        self._lock = threading.Lock()
 
     def begin(self, presented: bytes | None) -> str:
         """The cookie of a new session that this token begins; it must be a good one, None where none is needed."""
@@ -62,8 +70,15 @@ class Sessions:
         return found
 
     def is_over(self, session: WebSession) -> bool:
-        """Whether its time has passed."""
-        return self._clock() >= session.expires_at
+        """Whether its time has passed, or it was ended."""
+        return self._clock() >= session.expires_at or session.csrf in self._ended
+
+    def end(self, session: WebSession) -> None:
+        """End it, whoever else has its cookie."""
+        with self._lock:
+            self._ended[session.csrf] = None
+            if len(self._ended) > _MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
 
 
 def _sign(key: bytes, use: str, claim: str) -> str:
