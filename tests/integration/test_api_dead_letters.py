@@ -1,9 +1,11 @@
-"""The dead-letter endpoints, on a real broker."""
+"""The dead-letter endpoints, and the console's bulk actions, on a real broker."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +20,7 @@ from consumer.headers import Origin
 from consumer.settings import Settings
 from deploy.local.stack import Stack
 from tests.conftest import make_settings
+from tests.integration.visitor import Visitor, text_of
 from tests.integration.web import OPERATOR, TOKENS, Web, serving
 from tests.support import InvoiceSystem
 
@@ -214,3 +217,49 @@ def test_readiness_on_a_whole_pipeline(web: Web, settings: Settings) -> None:
     assert found.status_code == 503
     assert found.json()["dependencies"]["kafka"] == "ok"
     assert "nowhere.dlq" in found.json()["dependencies"]["topics"]
+
+
+def previewed(operator: Visitor, query: str) -> dict[str, str]:
+    """What the form below a preview would send."""
+    page = operator.get(f"/dead-letters/preview?{query}")
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.text.split("<main")[1]))
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+def test_a_bulk_action_does_what_was_looked_at_or_nothing(web: Web, settings: Settings, bury: Bury, act: str) -> None:
+    operator, path = Visitor(web).sign_in(OPERATOR), f"/dead-letters/{act}"
+    bury()
+    looked_at = previewed(operator, f"act={act}") | {"reason": "a test"}
+    bury(minute=1, partition=1)
+    for fields in (looked_at, looked_at | {"seen": ""}):
+        refused = operator.post(path, fields)
+        assert refused.status_code == 409
+        assert "Nothing was done: look again." in text_of(refused)
+        assert f"{act.capitalize()} 2 dead letters?" in text_of(refused)
+    assert web.get("/api/cfo-sync/dlq", token=OPERATOR).json()["count"] == 2
+
+    looked_at = previewed(operator, f"act={act}") | {"reason": "a test"}
+    assert f"2 dead letters {act}" in text_of(operator.post(path, looked_at))
+    again = operator.post(path, looked_at)
+    assert (again.status_code, "Nothing was done" in text_of(again)) == (409, True)
+    if act == "replay":
+        assert len(replays(settings)) == 2
+
+
+def test_nothing_selected_is_nothing_done(web: Web, bury: Bury) -> None:
+    """Even for a form that says it saw nothing: an empty selection is not everything."""
+    operator = Visitor(web).sign_in(OPERATOR)
+    bury()
+    nothing = hashlib.sha256(b"").hexdigest()
+    answer = operator.post("/dead-letters/discard", {"code": "no-such-code", "seen": nothing, "reason": "a test"})
+    assert "0 dead letters discarded" in text_of(answer)
+    assert web.get("/api/cfo-sync/dlq", token=OPERATOR).json()["count"] == 1
+
+
+def test_a_preview_says_when_and_not_how_long_ago(web: Web, bury: Bury) -> None:
+    """An hour later `until=1h` would mean an hour more."""
+    operator = Visitor(web).sign_in(OPERATOR)
+    bury()
+    looked_at = previewed(operator, "act=replay&since=9999d&until=1h")
+    moments = [datetime.fromisoformat(looked_at[name]) for name in ("since", "until")]
+    assert moments[0] < FIRST < moments[1]
