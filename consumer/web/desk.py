@@ -66,7 +66,7 @@ class Desk:
     def visitor(self, request: Request) -> WebSession:
         """Who asks. Raises `SignInNeeded`, and `Problem` when too many forged cookies came from there."""
         session = self._session(request.scope)
-        if session is None and not self._sessions.needs_token:
+        if not self._sessions.needs_token and (session is None or self._sessions.is_over(session)):
             request.state.cookie = self._sessions.begin(None)
             session = self._sessions.find(request.state.cookie)
         if session is None:

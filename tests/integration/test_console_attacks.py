@@ -41,6 +41,27 @@ def test_a_cookie_kept_from_before_signing_out_is_worth_nothing(idle: Web) -> No
     assert other.get("/mapping").status_code == 200  # another sign-in with the same token
 
 
+def test_without_tokens_nobody_is_sent_around_in_circles(settings: Settings) -> None:
+    with serving(settings) as web:
+        visitor = Visitor(web)
+        assert visitor.get("/mapping").status_code == 200
+        kept = httpx.Cookies(visitor.cookies)
+        old = visitor.form_token()
+        visitor.post("/sign-out")
+        visitor.cookies = kept
+        assert visitor.get("/mapping").status_code == 200
+        assert visitor.send("/reconciliation/repair", {"form_token": old, "ids": ""}).status_code == 403
+
+
+def test_cookies_of_a_replaced_token_keep_nobody_from_signing_in(idle: Web) -> None:
+    visitor = Visitor(idle, address="10.9.9.7")
+    for _ in range(11):
+        visitor.cookies.set("cfo-sync-session-8080", "of.another.token")
+        page = visitor.get("/mapping")
+    assert (page.status_code, 'href="/sign-in"' in page.text) == (429, True)
+    assert visitor.sign_in(VIEWER).get("/mapping").status_code == 200
+
+
 MADE_UP = [  # Python reads each of these, PostgreSQL does not
     ("amount", "sNaN"), ("amount", "\N{FULLWIDTH DIGIT ONE}"), ("amount", "1e999999"), ("amount", "NaN1"),
     ("paid", "2020-W01-1"), ("paid", "2020-01-01T00:00:00+23:59"),
