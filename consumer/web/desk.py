@@ -28,7 +28,12 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS: Final = {"Content-Security-Policy": _POLICY, "Cross-Origin-Opener-Policy": "same-origin"}
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # With `no-referrer` browsers name no origin for a form either; by plain HTTP nothing else tells that it is ours.
+    "Referrer-Policy": "same-origin",
+}
 _COOKIE: Final = "cfo-sync-session"
 _PROBES: Final = ("/healthz", "/readyz", "/metrics")
 _MOST_FIELDS: Final = 100

@@ -20,6 +20,8 @@ from deploy.local.stack import Stack
 from tests.e2e.harness import Pipeline, wait_until
 from tests.e2e.test_api_process import OPERATOR, TOKENS, VIEWER, ApiProcess
 
+ELSEWHERE: Final = "console.test"
+"""A name under which this machine is none that a browser trusts, as a server across the network by plain HTTP."""
 EVIL: Final = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 PAGES: Final = ("/", "/invoices", "/invoices?state=failed", "/dead-letters", "/reconciliation", "/mapping?client=Exos")
 CLIENTS: Final = ("Alps Blockchain", "Exos Capital", "GM Data Centers", "Cordillera Validators")
@@ -33,7 +35,8 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium: install it (Debian: apt-get install chromium), or name it in CFO_SYNC_TEST_CHROMIUM")
     with sync_playwright() as playwright:
         # Its sandbox wants privileges that containers lack; it opens our own pages only.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        args = ["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=path, args=args)
         yield browser
         browser.close()
 
@@ -361,3 +364,12 @@ def test_forms_of_other_sites_and_other_sessions_are_refused(house: House) -> No
     other.goto(f"data:text/html,<form method=post action='{house.url}/reconciliation/run'><button>Win</button></form>")
     other.get_by_role("button").click()
     expect(other.get_by_role("heading", level=1)).to_have_text("Requests from other sites are refused")
+
+
+def test_by_plain_http_from_elsewhere_people_sign_in_too(house: House) -> None:
+    """There browsers send no `Sec-Fetch-Site`, and for a page without referrer `Origin: null`."""
+    page = house.visit(None)
+    page.goto(f"http://{ELSEWHERE}:{house.api.port}/sign-in?next=/mapping")
+    page.get_by_label("Token").fill(OPERATOR)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page).to_have_title("Mapping · CFO Sync")
