@@ -32,6 +32,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_FRAMINGS: Final = frozenset({b"content-length", b"transfer-encoding"})
 _LOG: Final = structlog.get_logger("api")
 
 
@@ -104,6 +105,9 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if {name for name, _ in scope["headers"]} >= _FRAMINGS:
+                    # A proxy may see the end of such a request elsewhere: what follows it is nobody's (RFC 9112, 6.1).
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

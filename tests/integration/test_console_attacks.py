@@ -62,6 +62,13 @@ def test_cookies_of_a_replaced_token_keep_nobody_from_signing_in(idle: Web) -> N
     assert visitor.sign_in(VIEWER).get("/mapping").status_code == 200
 
 
+def test_nothing_is_smuggled_behind_a_request_with_two_lengths(idle: Web) -> None:
+    lengths = {"Content-Length": "4", "Transfer-Encoding": "chunked"}
+    for method, path in (("GET", "/sign-in"), ("POST", "/nowhere"), ("GET", "/api/cfo-sync/pending")):
+        assert idle.ask(method, path, headers=lengths, content=b"0\r\n\r").headers["connection"] == "close"
+    assert "connection" not in idle.get("/sign-in").headers
+
+
 MADE_UP = [  # Python reads each of these, PostgreSQL does not
     ("amount", "sNaN"), ("amount", "\N{FULLWIDTH DIGIT ONE}"), ("amount", "1e999999"), ("amount", "NaN1"),
     ("paid", "2020-W01-1"), ("paid", "2020-01-01T00:00:00+23:59"),
