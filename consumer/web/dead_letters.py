@@ -71,7 +71,7 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
     @app.post("/dead-letters/replay", include_in_schema=False)
     def replay_many(request: Request) -> Response:
         actor, fields = desk.acting(request)
-        asked = _need(read_filter(fields))
+        asked = _fixed(_need(read_filter(fields)))
         force, reason = fields.get("force") == "1", _reason(fields)
         request.state.details = {"filter": dict(asked.given), "force": force}
         with queues.lend() as letters:
@@ -85,7 +85,7 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], queues: Pool[DeadL
     @app.post("/dead-letters/discard", include_in_schema=False)
     def discard_many(request: Request) -> Response:
         actor, fields = desk.acting(request)
-        asked, reason = _need(read_filter(fields)), _needed_reason(fields)
+        asked, reason = _fixed(_need(read_filter(fields))), _needed_reason(fields)
         request.state.details = {"filter": dict(asked.given), "reason": reason}
         with queues.lend() as letters:
             selection = _select(letters, asked, is_replay=False, force=False)
@@ -200,8 +200,9 @@ def _select(letters: DeadLetterQueue, asked: Asked, *, is_replay: bool, force: b
 
 
 def _mark(selection: Selection) -> str:
-    """Tells one selection from another."""
-    return sha256(" ".join(str(entry.place) for entry in selection.entries).encode()).hexdigest()
+    """Tells one selection from another, and from the same one about which something was done."""
+    lines = (f"{each.place} {each.letter.failure_id} {each.state} {each.replays}\n" for each in selection.entries)
+    return sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
 def _these(asked: Asked, selection: Selection) -> Filter:

@@ -246,6 +246,14 @@ def test_a_bulk_action_does_what_was_looked_at_or_nothing(web: Web, settings: Se
         assert len(replays(settings)) == 2
 
 
+def test_what_somebody_replayed_since_the_look_is_not_replayed_again_by_force(web: Web, bury: Bury) -> None:
+    operator = Visitor(web).sign_in(OPERATOR)
+    bury()
+    looked_at = previewed(operator, "act=replay&state=all&force=1")
+    assert operator.post("/dead-letters/0/0/replay").status_code == 200
+    assert operator.post("/dead-letters/replay", looked_at).status_code == 409
+
+
 def test_nothing_selected_is_nothing_done(web: Web, bury: Bury) -> None:
     """Even for a form that says it saw nothing: an empty selection is not everything."""
     operator = Visitor(web).sign_in(OPERATOR)
