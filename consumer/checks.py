@@ -16,9 +16,6 @@ from consumer.faults import Outage
 from consumer.mapping import Target
 from consumer.settings import Settings
 
-SLOT: Final = "cfo_sync"  # as in debezium-connector.json
-PUBLICATION: Final = "cfo_sync_publication"
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -67,7 +64,7 @@ def _check_databases(settings: Settings, databases: Databases, target: Target, o
         yield Finding("invoice database", True, _place(invoices))
         yield _check_migrations(invoices, settings)
         yield from _check_privileges(invoices, grants.OPERATORS if operators else grants.RUN)
-        yield from _check_replication(invoices)
+        yield from _check_replication(invoices, settings.replication_slot, settings.publication)
         if settings.silence_echo:
             yield _check_silence(invoices)
         with databases.cfo(invoices) as cfo:
@@ -141,16 +138,16 @@ def _check_privileges(connection: Connection, needs: grants.Needs) -> Iterator[F
                       f"GRANT UPDATE (status) ON crypto_invoices TO {connection.info.user};")  # fmt: skip
 
 
-def _check_replication(connection: Connection) -> Iterator[Finding]:
+def _check_replication(connection: Connection, slot_name: str, publication: str) -> Iterator[Finding]:
     level = _one(connection, "SHOW wal_level")
     yield Finding(
         "wal_level", level == "logical", str(level), "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL"
     )
     rows = connection.execute(
         "SELECT p.rowfilter FROM pg_publication_tables p WHERE p.pubname = %s AND p.tablename = 'crypto_invoices'",
-        (PUBLICATION,),
+        (publication,),
     ).fetchall()
-    where = f"publication {PUBLICATION}"
+    where = f"publication {publication}"
     register = "register debezium-connector.json with Kafka Connect (docs/connector.md)"
     if not rows:
         yield Finding(where, False, "does not publish crypto_invoices", register)
@@ -163,15 +160,15 @@ def _check_replication(connection: Connection) -> Iterator[Finding]:
     slot = connection.execute(
         "SELECT active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint"
         " FROM pg_replication_slots WHERE slot_name = %s AND database = current_database()",
-        (SLOT,),
+        (slot_name,),
     ).fetchone()
     if slot is None:
-        yield Finding(f"replication slot {SLOT}", False, "missing: no change reaches Kafka", register)
+        yield Finding(f"replication slot {slot_name}", False, "missing: no change reaches Kafka", register)
     else:
         active, status, behind = slot
         good = bool(active) and status not in ("lost", "unreserved")
         found = f"{'active' if active else 'inactive'}, {behind} bytes behind, WAL {status}"
-        yield Finding(f"replication slot {SLOT}", good, found,
+        yield Finding(f"replication slot {slot_name}", good, found,
                       "see the connector's state: curl $CONNECT_URL/connectors/cfo-sync-invoices/status")  # fmt: skip
 
 

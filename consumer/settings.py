@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     silence_echo: bool = Field(
         False, description="Mark our own updates, for a connector that shall pass them over (docs/connector.md)."
     )
+    replication_slot: Line = Field("cfo_sync", description="The connector's, which `check` looks at.")
+    publication: Line = Field("cfo_sync_publication", description="The same.")
     breaker_consecutive_faults: int = Field(
         20, ge=2, description="So many database faults in a row are taken for an outage."
     )

@@ -57,6 +57,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "SWEEP_GRACE": [("1.5m", timedelta(seconds=90))],
     "APPLY_CONNECTIONS": [("1", 1), ("2", 2)],
     "SILENCE_ECHO": [("true", True), ("false", False), ("0", False)],
+    "REPLICATION_SLOT": [("north_cfo_sync", "north_cfo_sync")],
+    "PUBLICATION": [("north", "north")],
     "BREAKER_CONSECUTIVE_FAULTS": [("2", 2)],
     "API_HOST": [("0.0.0.0", "0.0.0.0")],  # noqa: S104
     "API_PORT": [("0", 0), ("65535", 65535)],
@@ -93,6 +95,8 @@ FREE = {
     "KAFKA_BOOTSTRAP_SERVERS",
     "KAFKA_CONFIG_FILE",
     "GROUP_ID",
+    "REPLICATION_SLOT",
+    "PUBLICATION",
     "MAPPING_FILE",
     "API_HOST",
     "API_TOKEN",
