@@ -143,6 +143,7 @@ PRODUCER_ONLY: Final = (
     "transactional.",
     "delivery.",
     "message.timeout",
+    "message.max",
 )
 
 
@@ -167,9 +168,10 @@ def make_consumer(
     config: dict[str, Any] = {
         "session.timeout.ms": 10_000,
         "heartbeat.interval.ms": 2_000,
-        # Capped queues: memory stays flat however large the backlog is.
+        # Small queues: memory stays flat however large the backlog is, and what is fetched beyond them is not missed.
         "queued.min.messages": 10_000,
-        "queued.max.messages.kbytes": 16_384,
+        "queued.max.messages.kbytes": 4_096,
+        "fetch.max.bytes": 4_194_304,
         # How long fetching rests once a queue is full. Its default, a second, is far longer than such a queue lasts us.
         "fetch.queue.backoff.ms": 5,
         "fetch.wait.max.ms": fetch_wait_ms,
