@@ -13,7 +13,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tests.bench import capture, chart, drain, evidence, interference, latency, memory, scaleout, skip, startup, tools
+from tests.bench import (
+    capture,
+    chart,
+    console,
+    drain,
+    evidence,
+    interference,
+    latency,
+    memory,
+    scaleout,
+    skip,
+    startup,
+    tools,
+)
 from tests.bench.bed import Bed
 from tests.bench.drain import Plan
 from tests.bench.results import Item, say
@@ -26,6 +39,7 @@ ITEMS: Final[Mapping[str, Callable[[Plan], Item]]] = {
     "scaleout": scaleout.run,
     "interference": interference.run,
     "tools": tools.run,
+    "console": console.run,
     "startup": startup.run,
     "capture": capture.run,
 }

@@ -53,7 +53,7 @@ def run(plan: Plan) -> Item:
     """Each command as its user runs it; the monitor's queries alone too, and whether they read whole tables."""
     count, letters = plan.size(1_000_000, 20_000), plan.size(100_000, 2_000)
     item = Item("tools", "Operators' tools", {"invoices": count, "pending": _PENDING, "dead letters": letters})
-    with plan.bed.scene(_booked(plan.bed, count)) as scene:
+    with plan.bed.scene(booked(plan.bed, count)) as scene:
         _time(item, "cfo-sync reconcile", plan.rounds, partial(_reconcile, scene, count))
         _time(item, "cfo-sync pending", plan.rounds, lambda: _command(scene, ["pending", "--json"], {1}))
         _queries(item, plan, scene)
@@ -63,7 +63,7 @@ def run(plan: Plan) -> Item:
     return item
 
 
-def _booked(bed: Bed, count: int) -> str:
+def booked(bed: Bed, count: int) -> str:
     """A database in which all but a hundred invoices are booked."""
     name = f"template_booked_{count}"
     bed.copy(bed.template(count, status="complete"), name)
