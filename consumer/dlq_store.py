@@ -49,6 +49,7 @@ def judge(connection: Connection, letters: Sequence[Letter]) -> list[Entry]:
     """How these failures stand now."""
     if not letters:
         return []
+    # Not prepared: a plan for any number of letters takes ten of them for granted, and 2 s instead of 0.1 for 10,000.
     rows = connection.execute(
         _STATES,
         {
@@ -56,6 +57,7 @@ def judge(connection: Connection, letters: Sequence[Letter]) -> list[Entry]:
             "invoice_ids": number_array(each.invoice_id for each in letters),
             "written_at": text_array(_time(each.dead_lettered_at) for each in letters),
         },
+        prepare=False,
     ).fetchall()
     found: dict[str, tuple[Handling | None, bool, str | None]] = {}
     for failure_id, state, replay_count, replay_id, by, reason, outcome, updated_at, is_booked, booked_as in rows:
