@@ -173,16 +173,13 @@ def _check_replication(connection: Connection, slot_name: str, publication: str)
 
 
 def _check_silence(connection: Connection) -> Finding:
-    missing = [each for each in origins.FUNCTIONS if not _one(connection, _MAY_EXECUTE, each)]
+    missing = origins.forbidden(connection)
     return Finding(
         "marking our updates",
         not missing,
         f"no privilege EXECUTE on {', '.join(missing)}" if missing else "allowed",
         f"as superuser: GRANT EXECUTE ON FUNCTION {', '.join(missing)} TO {connection.info.user};",
     )
-
-
-_MAY_EXECUTE: Final = "SELECT has_function_privilege(%s, 'EXECUTE')"
 
 
 def _check_ledger(connection: Connection, target: Target, operators: bool) -> Iterator[Finding]:

@@ -25,7 +25,15 @@ FUNCTIONS: Final = (
 """What the role must be allowed to execute; PostgreSQL keeps them for superusers unless it is granted."""
 
 _MOST: Final = 64  # origins tried; an origin has one session at a time
-_ALLOWED: Final = "SELECT bool_and(has_function_privilege(name, 'EXECUTE')) FROM unnest(%s::text[]) AS name"
+
+
+def forbidden(connection: Connection) -> list[str]:
+    """Those of `FUNCTIONS` that this role may not execute."""
+    rows = connection.execute(
+        "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT has_function_privilege(name, 'EXECUTE')",
+        (list(FUNCTIONS),),
+    ).fetchall()
+    return [name for (name,) in rows]
 
 
 def mark(connection: Connection) -> str | None:
@@ -35,7 +43,7 @@ def mark(connection: Connection) -> str | None:
     transaction of a marked session must be dated by `date`.
     """
     reason = f"{_MOST} origins are in use"
-    if connection.execute(_ALLOWED, (list(FUNCTIONS),)).fetchone() != (True,):
+    if forbidden(connection):
         reason = "the role may not execute pg_replication_origin_session_setup and its like"
     else:
         try:

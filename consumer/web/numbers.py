@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from consumer.faults import Outage
 from consumer.service import CFOSyncService
 from consumer.service_pool import Pool
 from consumer.web import readings
@@ -54,7 +55,9 @@ class Counting:
         try:
             self._count()
         except Exception as error:
-            _LOG.warning("cannot count", detail=str(error))
+            # Of an error that nobody foresaw only the kind: PostgreSQL's quote whole rows.
+            detail = error.message if isinstance(error, Outage) else type(error).__name__
+            _LOG.warning("cannot count", detail=detail)
             self._due = time.monotonic() + _FRESH
         finally:
             self._lock.release()
