@@ -18,6 +18,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from consumer.settings import Settings
 from deploy.local.stack import Stack
 from tests.conftest import TEMPLATE, TEMPLATE_CFO, make_database, make_settings
+from tests.integration.visitor import Visitor
+from tests.integration.web import OPERATOR, TOKENS, Web, serving
 from tests.roles import CFO_DATABASE
 
 TEMPLATE_INVOICES: Final = "template_invoices"
@@ -160,3 +162,23 @@ def settings(request: pytest.FixtureRequest, role: str) -> Settings:
         return make_settings(request.getfixturevalue("dsn"), role=role)
     settings: Settings = request.getfixturevalue("two_databases")
     return settings
+
+
+@pytest.fixture
+def web(settings: Settings) -> Iterator[Web]:
+    """The API and its console."""
+    with serving(settings, token=TOKENS) as web:
+        yield web
+
+
+@pytest.fixture
+def operator(web: Web) -> Visitor:
+    """Somebody who has signed in and may act."""
+    return Visitor(web).sign_in(OPERATOR)
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Web]:
+    """Without a database that answers."""
+    with serving(make_settings("host=127.0.0.1 port=1 dbname=none"), token=TOKENS) as web:
+        yield web

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from urllib.parse import urlencode
@@ -15,7 +14,6 @@ from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from consumer.store import FaultRow
 from consumer.web import listing, sessions
-from tests.conftest import make_settings
 from tests.integration.reconciling import Books
 from tests.integration.scenes import booked
 from tests.integration.visitor import Visitor, text_of
@@ -24,26 +22,8 @@ from tests.support import InvoiceSystem, LedgerView
 
 
 @pytest.fixture
-def web(settings: Settings) -> Iterator[Web]:
-    with serving(settings, token=TOKENS) as web:
-        yield web
-
-
-@pytest.fixture
-def operator(web: Web) -> Visitor:
-    return Visitor(web).sign_in(OPERATOR)
-
-
-@pytest.fixture
 def viewer(web: Web) -> Visitor:
     return Visitor(web).sign_in(VIEWER)
-
-
-@pytest.fixture(scope="module")
-def idle() -> Iterator[Web]:
-    """Without a database that answers."""
-    with serving(make_settings("host=127.0.0.1 port=1 dbname=none"), token=TOKENS) as web:
-        yield web
 
 
 # -- signing in --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import httpx
@@ -13,23 +12,9 @@ import pytest
 
 from consumer.settings import Settings
 from consumer.web import listing
-from tests.conftest import make_settings
 from tests.integration.visitor import Visitor
-from tests.integration.web import OPERATOR, TOKENS, VIEWER, Web, serving
+from tests.integration.web import VIEWER, Web, serving
 from tests.support import InvoiceSystem
-
-
-@pytest.fixture
-def operator(settings: Settings) -> Iterator[Visitor]:
-    with serving(settings, token=TOKENS) as web:
-        yield Visitor(web).sign_in(OPERATOR)
-
-
-@pytest.fixture(scope="module")
-def idle() -> Iterator[Web]:
-    """Without a database that answers."""
-    with serving(make_settings("host=127.0.0.1 port=1 dbname=none"), token=TOKENS) as web:
-        yield web
 
 
 def test_a_cookie_kept_from_before_signing_out_is_worth_nothing(idle: Web) -> None:
