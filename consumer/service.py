@@ -109,9 +109,13 @@ class CFOSyncService:
 
     def verify(self) -> None:
         """Touch every table that a sync needs. Raises `Outage`, saying what is missing, when one cannot be used."""
-        self.read(store.touch)
-        with self._databases.invoices() as invoices, self._databases.cfo(invoices) as cfo:
-            self._databases.ledger(cfo)
+
+        def touch(connection: Connection) -> None:
+            store.touch(connection)
+            with self._databases.cfo(connection) as cfo:
+                self._databases.ledger(cfo)
+
+        self.read(touch)
 
     # -- one invoice, for people ---------------------------------------------------------------------------------------
 

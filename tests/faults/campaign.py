@@ -115,7 +115,10 @@ class Replica:
                 return
         # A signal that comes before Python has installed its handler ends the process by its default.
         if ended not in (expected, -number):
-            self.unexpected.append(f"replica {self.number} ended with exit code {ended}")
+            self.unexpected.append(f"replica {self.number} ended with exit code {ended}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
 
     def pause(self) -> None:
         """SIGSTOP."""

@@ -214,6 +214,13 @@ def test_verify_says_what_is_missing(service: CFOSyncService, settings: Settings
         service.verify()
 
 
+def test_verify_survives_that_its_sessions_are_ended(service: CFOSyncService, settings: Settings) -> None:
+    for dsn in (invoice_dsn(settings), ledger_dsn(settings)):
+        service.verify()
+        terminate_sessions(dsn)
+        service.verify()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
