@@ -146,7 +146,7 @@ class Comparison:
                 break
         else:
             return True
-        return not self._differing(invoice, row, by_day=invoice.adopted is not None)[0]
+        return not self._differing(invoice, row, by_day=invoice.adopted is not None)
 
     @staticmethod
     def is_plain_alone(invoice: InvoiceRow) -> bool:
@@ -252,15 +252,12 @@ class Comparison:
 
     def _differing(
         self, invoice: InvoiceRow, row: TransactionRow, *, by_day: bool
-    ) -> tuple[list[tuple[Fact, str | None, str | None]], bool]:
-        """The facts that differ, with what is expected and what stands there; and whether the invoice can be booked.
+    ) -> list[tuple[Fact, str | None, str | None]]:
+        """The facts that differ, with what is expected and what stands there.
 
         `by_day`: times of the same day, UTC, are the same: people write no microseconds into a ledger.
         """
-        booking = Invoice(
-            0, None, None, None, None, invoice.amount, invoice.paid_at, None, None, invoice.currency, None, None,
-            invoice.last_confirmed_at, None, invoice.payment_currency, None,
-        )  # fmt: skip
+        booking = _as_booked(invoice)
         fields: dict[str, Callable[[], str | None]] = {
             "amount": lambda: str(amount_of(booking)),
             "date": lambda: paid_at_of(booking).isoformat(sep=" "),
@@ -268,20 +265,19 @@ class Comparison:
         }
         raw: dict[str, str | None] = {"amount": invoice.amount, "date": invoice.date, "currency": invoice.currency}
         there = {"amount": row.amount, "date": row.date, "currency": row.currency}
-        found, is_bookable = [], True
+        found = []
         for fact in self.facts:
             try:
                 value = fields[fact.role]()
             except Fault:
                 value = raw[fact.role]  # can never be booked so; that it differs is to be said nevertheless
-                is_bookable = False
             expected = fact.template.render({FIELDS[fact.role]: value})
             if not fact.is_same(expected, there[fact.role], by_day=by_day):
                 found.append((fact, expected, there[fact.role]))
-        return found, is_bookable
+        return found
 
     def _facts(self, invoice: InvoiceRow, row: TransactionRow, *, adopted: bool, mendable: bool) -> list[Difference]:
-        differing, is_bookable = self._differing(invoice, row, by_day=adopted)
+        differing = self._differing(invoice, row, by_day=adopted)
         if not differing:
             return []
         off = abs(invoice.usd - row.usd)
@@ -302,7 +298,7 @@ class Comparison:
         return [
             _difference(
                 kinds[fact.role], invoice, f"column {fact.column}", row, usd=off if fact.role == "amount" else row.usd,
-                expected=expected, found=found, repairable=mendable and is_bookable and fact.is_refreshed,
+                expected=expected, found=found, repairable=mendable and fact.is_refreshed,
             )
             for fact, expected, found in differing
         ]  # fmt: skip
@@ -342,11 +338,34 @@ def _holds(invoice: InvoiceRow) -> bool:
     return invoice.is_booked and invoice.identifier is not None and invoice.identifier == invoice.key
 
 
+def _as_booked(invoice: InvoiceRow) -> Invoice:
+    """As a booking reads it, in so far as it is compared."""
+    return Invoice(
+        0, None, None, None, None, invoice.amount, invoice.paid_at, None, None, invoice.currency, None, None,
+        invoice.last_confirmed_at, None, invoice.payment_currency, None,
+    )  # fmt: skip
+
+
+def _why_not_booked(invoice: InvoiceRow) -> Fault | None:
+    """What would make every booking of it fail, a repair too."""
+    booking = _as_booked(invoice)
+    try:
+        amount_of(booking)
+        paid_at_of(booking)
+    except Fault as fault:
+        return fault
+    return None
+
+
 def _difference(
     kind: Kind, invoice: InvoiceRow, detail: str, *rows: TransactionRow, usd: Decimal, repairable: bool = False,
     expected: str | None = None, found: str | None = None,
 ) -> Difference:  # fmt: skip
     identifier = invoice.identifier or invoice.key
+    if repairable and (fault := _why_not_booked(invoice)) is not None:
+        repairable = False
+        detail += f"; it cannot be booked as it stands: {fault}"
+        expected = expected or _facts_text([("amount", invoice.amount), ("date", invoice.date)])
     fingerprint = None
     if not repairable and identifier is not None:  # for people to decide, so they may also decide to leave it
         values = [

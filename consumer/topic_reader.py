@@ -18,6 +18,7 @@ from consumer.settings import Settings
 T = TypeVar("T")
 
 _TIMEOUT: Final = 15.0  # seconds for one question to a broker
+_SOON: Final = 3.0  # seconds, when no broker takes a connection
 _SILENCE: Final = 30.0  # seconds without a record or an end: the broker is gone
 _BATCH: Final = 2000
 _PATIENCE: Final = 5.0  # seconds in which a partition may be without a leader
@@ -39,7 +40,7 @@ class TopicReader:
         self._settings = settings
         self._logger = logger
         self._consumer: Consumer | None = None
-        self._trouble: KafkaError | None = None
+        self._is_down = False  # no broker took a connection, and none has answered since
         self._cause: str | None = None
 
     def __enter__(self) -> TopicReader:
@@ -57,7 +58,8 @@ class TopicReader:
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """By partition: the first offset that stands there, and the one that the next record will get."""
         consumer = self._open()
-        found = self._ask(lambda: consumer.list_topics(topic, _TIMEOUT)).topics[topic]
+        found = self._ask(lambda: self._metadata(consumer, topic)).topics[topic]
+        self._is_down, self._cause = False, None
         if found.error is not None or not found.partitions:
             why = found.error.str() if found.error else "it has no partitions"
             raise Outage(
@@ -103,7 +105,7 @@ class TopicReader:
                 batch = []
                 # It waits the whole timeout for a batch that is not full.
                 for message in self._ask(lambda: consumer.consume(_BATCH, 0.02)):
-                    heard = time.monotonic()
+                    heard, self._is_down = time.monotonic(), False
                     number, offset, error = message.partition() or 0, message.offset() or 0, message.error()
                     if error is not None and error.code() != KafkaError._PARTITION_EOF:
                         raise Outage("broker", f"Kafka: {topic}: {error.str()}")
@@ -117,9 +119,10 @@ class TopicReader:
                         batch.append(message)
                 if batch:
                     yield batch
-                if self._trouble is not None and self._trouble.code() == KafkaError._ALL_BROKERS_DOWN:
-                    raise Outage("broker", f"no Kafka broker answers: {self._trouble.str()}")
-                if time.monotonic() - heard > _SILENCE:
+                silence = time.monotonic() - heard
+                if self._is_down and silence > _SOON:
+                    raise Outage("broker", f"no Kafka broker answers: {self._cause or 'no connection'}")
+                if silence > _SILENCE:
                     raise Outage("broker", f"topic {topic} could not be read to its end: Kafka has gone silent")
         finally:
             consumer.unassign()
@@ -144,9 +147,19 @@ class TopicReader:
                     found[record.partition, record.offset] = record
         return found
 
+    def _metadata(self, consumer: Consumer, topic: str) -> Any:
+        """Waits for a slow broker, but not where none takes a connection or lets us in."""
+        try:
+            return consumer.list_topics(topic, _SOON)
+        except KafkaException:
+            consumer.poll(0.1)  # it calls `_erred`
+            if self._is_down or self._cause is not None:
+                raise
+        return consumer.list_topics(topic, _TIMEOUT - _SOON)
+
     def _open(self) -> Consumer:
         if self._consumer is None:
-            self._trouble = self._cause = None
+            self._cause = None
             # Questions to a broker wait behind the fetch that it has in hand, also when nobody wants that any more.
             self._consumer = broker.make_consumer(
                 self._settings, self._logger, self._erred, lambda *_: None, fetch_wait_ms=10
@@ -154,7 +167,7 @@ class TopicReader:
         return self._consumer
 
     def _erred(self, error: KafkaError) -> None:
-        self._trouble = error
+        self._is_down = self._is_down or error.code() == KafkaError._ALL_BROKERS_DOWN
         self._cause = broker.cause_of(error) or self._cause
 
     def _ask(self, question: Callable[[], T]) -> T:
@@ -162,7 +175,6 @@ class TopicReader:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                self._trouble = None
                 return question()
             except KafkaException as error:
                 found: KafkaError = error.args[0]

@@ -7,7 +7,6 @@ is kept and tried again while polling goes on, so that the group stays as it is 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from typing import Final, TypeAlias
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumer.broker import Publisher, cause_of
+from consumer.access import ASK_AGAIN_SECONDS, DENIALS, Access
+from consumer.broker import Publisher
 from consumer.faults import Outage
 from consumer.health import Health
 from consumer.metrics import Metrics
@@ -37,14 +37,10 @@ _LOG: Final = structlog.get_logger("worker")
 
 _IDLE_SECONDS: Final = 1.0  # longest wait for a first record
 _GATHER_SECONDS: Final = 0.02  # wait for more records of the same batch
-_ASK_BROKER_SECONDS: Final = 3.0  # between questions whether a broker answers again
 _CLOSE_SECONDS: Final = 10.0  # for leaving the group
-_ASK_AGAIN_SECONDS: Final = 3.0  # for a partition that we may not read
 _KEEPALIVE_SECONDS: Final = 20.0  # between polls, while a batch is bisected
 _LAZY_COMMIT_SECONDS: Final = 1.0  # for offsets of records that asked nothing of us
 _COMMIT_PATIENCE: Final = 90.0  # with a commit that is not answered, longer than any request to a broker takes
-_CAUSE_SECONDS: Final = 60.0  # a client says it again at each try, so what it said earlier was about something else
-_DENIALS: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @dataclass(slots=True)
@@ -75,7 +71,8 @@ class Worker:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._consumer = make_consumer(self._broker_failed, self._committed)
+        self._access = Access(settings, metrics, health, monotonic)
+        self._consumer = make_consumer(self._access.failed, self._committed)
         self._publisher = publisher
         self._pipeline = pipeline
         self._sweep = sweep
@@ -87,10 +84,6 @@ class Worker:
         self._hold: Hold | None = None
         self._hold_backoff = Backoff(0.5, 30, uniform)
         self._publish_backoff = Backoff(1, 30, uniform)
-        self._denied: dict[str, Outage] = {}  # by topic that we may not read, or "" for the group that we may not join
-        self._broker_outage: Outage | None = None  # while no broker answers
-        self._broker_asked_at = 0.0  # when we last asked for one, or for the topics that we may not read
-        self._cause, self._cause_at = "", -math.inf  # what was last wrong with certificate or login, and when
         self._committing = False
         self._stopping = self._leaving = False
         self.is_closed = False
@@ -122,10 +115,7 @@ class Worker:
     def _step(self) -> None:
         self._health.beat()
         self._publisher.serve()
-        if self._broker_outage is not None:
-            self._ask_for_broker()
-        elif self._denied:
-            self._ask_for_topics()
+        self._access.look(self._consumer, {topic for topic, _ in self._partitions.assigned})
         self._partitions.unpark(paused=self._hold is not None)
         if self._hold is not None:
             self._keep_holding(self._hold)
@@ -157,19 +147,14 @@ class Worker:
     def _sift(self, messages: Sequence[Message]) -> list[Message]:
         """Keep what may be handled now; park partitions whose next record is not due."""
         batch: list[Message] = []
-        denied = self._denied
+        refused = self._access.refused
         for message in messages:
             if (error := message.error()) is not None:
-                if error.code() in _DENIALS:
-                    self._deny(message, error)
-                elif not self._partitions.reached_end(message):
-                    _LOG.warning("kafka", error=error.str(), code=error.name())
-                elif message.topic() in denied:
-                    self._permit({message.topic() or ""})
+                self._erred(message, error)
                 continue
             key = key_of(message)
-            if denied and key[0] in denied:
-                self._permit({key[0]})
+            if refused and key[0] in refused:
+                self._access.permitted({key[0]})
             if not self._partitions.is_readable(key):
                 continue
             due = self._pipeline.not_before(message)
@@ -178,6 +163,20 @@ class Worker:
             else:
                 batch.append(message)
         return batch
+
+    def _erred(self, message: Message, error: KafkaError) -> None:
+        """Not a record: the end of a partition, a refusal, or trouble that librdkafka deals with."""
+        topic, number = key_of(message)
+        if error.code() in DENIALS:
+            self._access.denied(topic, error)
+            offset = message.offset()  # None when it is about the topic, and not about one of its partitions
+            if offset is not None and self._partitions.is_readable((topic, number)):
+                # Of a partition it says this once, and nothing when it ends: so let it fetch anew.
+                self._partitions.park((topic, number), offset, self._now() + timedelta(seconds=ASK_AGAIN_SECONDS))
+        elif self._partitions.reached_end(message):
+            self._access.permitted({topic})
+        else:
+            _LOG.warning("kafka", error=error.str(), code=error.name())
 
     def _work(self, batch: list[Message]) -> None:
         started = self._monotonic()
@@ -251,7 +250,7 @@ class Worker:
             else:
                 self._partitions.committed(each)
         if error is None:
-            self._permit({""})
+            self._access.permitted({""})
             self._report.committed(took)
 
     def _commit_before_leaving(self, patience: float) -> None:
@@ -334,73 +333,6 @@ class Worker:
         self._health.hold(None)
         self._partitions.resume()
 
-    # -- the broker ----------------------------------------------------------------------------------------------------
-
-    def _broker_failed(self, error: KafkaError) -> None:
-        """librdkafka goes on trying by itself; here it is only told."""
-        if (cause := cause_of(error)) is not None:
-            self._cause, self._cause_at = cause, self._monotonic()
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._broker_outage is None:
-            # Its own words count bootstrap addresses among the brokers: "0/2 brokers are down".
-            detail = f"no broker of {self._settings.kafka_bootstrap_servers} answers"
-            if self._monotonic() - self._cause_at < _CAUSE_SECONDS:
-                detail += f": {self._cause}"
-            _LOG.error("no broker answers", detail=detail)
-            self._broker_outage, self._broker_asked_at = Outage("broker", detail), self._monotonic()
-            self._metrics.hold.labels("broker").set(1)
-            self._show_broker()
-
-    def _ask_for_broker(self) -> None:
-        if self._monotonic() - self._broker_asked_at < _ASK_BROKER_SECONDS:
-            return
-        self._broker_asked_at = self._monotonic()
-        try:
-            self._consumer.list_topics(self._settings.source_topic, 2)
-        except KafkaException:
-            return
-        self._broker_outage = None
-        _LOG.warning("a broker answers again")
-        self._metrics.hold.labels("broker").set(0)
-        self._show_broker()
-
-    def _deny(self, message: Message, error: KafkaError) -> None:
-        """We may not read a topic, or not join the group. librdkafka goes on trying; here it is only told."""
-        topic, number = key_of(message)
-        if topic not in self._denied:
-            detail = f"Kafka: no Read on {f'topic {topic}' if topic else f'group {self._settings.group_id}'}"
-            _LOG.error("not permitted", detail=detail, error=error.str())
-            self._denied[topic] = Outage("privilege", detail)
-            self._metrics.hold.labels("privilege").set(1)
-            self._show_broker()
-        offset = message.offset()  # None when it is about the topic, and not about one of its partitions
-        if offset is not None and self._partitions.is_readable((topic, number)):
-            # Of a partition it says this once, and nothing when it ends: so let it fetch anew.
-            self._partitions.park((topic, number), offset, self._now() + timedelta(seconds=_ASK_AGAIN_SECONDS))
-
-    def _ask_for_topics(self) -> None:
-        """A refused topic whose partitions went to others is theirs to tell of, once we may see it."""
-        if self._monotonic() - self._broker_asked_at < _ASK_AGAIN_SECONDS:
-            return
-        self._broker_asked_at = self._monotonic()
-        for topic in self._denied.keys() - {"", *(topic for topic, _ in self._partitions.assigned)}:
-            try:
-                error = self._consumer.list_topics(topic, 2).topics[topic].error
-            except KafkaException:
-                return
-            if error is None or error.code() not in _DENIALS:
-                self._permit({topic})
-
-    def _permit(self, topics: set[str]) -> None:
-        """We may read these, or need not any more."""
-        for topic in topics & self._denied.keys():
-            _LOG.warning("permitted again", detail=self._denied.pop(topic).message)
-            if not self._denied:
-                self._metrics.hold.labels("privilege").set(0)
-            self._show_broker()
-
-    def _show_broker(self) -> None:
-        self._health.broker(self._broker_outage or next(iter(self._denied.values()), None))
-
     # -- assignment ----------------------------------------------------------------------------------------------------
 
     def _put_back(self, message: Message | None) -> None:
@@ -415,7 +347,7 @@ class Worker:
     def _assigned(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         keys = self._partitions.add(partitions, paused=self._hold is not None)
         _LOG.info("partitions assigned", partitions=names(keys))
-        self._permit({""})
+        self._access.permitted({""})
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

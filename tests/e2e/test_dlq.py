@@ -535,7 +535,7 @@ def test_without_a_topic_or_a_broker_it_is_an_outage(desk: Desk, monkeypatch: py
     with pytest.raises(Outage, match="topics create"):
         desk.queue.replay(Filter(), by="clerk")
     assert desk.invoices.value("SELECT count(*) FROM cfo_sync_actions") == 0, "nothing is claimed"
-    monkeypatch.setattr(topic_reader, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(topic_reader, "_SOON", 0.5)
     nowhere = desk.settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     with DeadLetterQueue(nowhere, desk.service) as queue, pytest.raises(Outage, match="no Kafka broker answers"):
         queue.entries()

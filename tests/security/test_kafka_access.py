@@ -160,7 +160,7 @@ def test_what_is_wrong_with_certificate_or_login_is_told_by_the_name_of_the_sett
         topics.describe(admin, 1.0)
     assert named in caught.value.message
     assert "secret-of-" not in caught.value.message
-    monkeypatch.setattr(topic_reader, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(topic_reader, "_SOON", 1.0)
     with topic_reader.TopicReader(settings, LOG) as reader, pytest.raises(Outage, match=re.escape(named)):
         reader.bounds(settings.dlq_topic)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,28 @@ def test_what_was_paid_a_moment_ago_is_in_flight(rows: list[TransactionRow]) -> 
 def test_a_complete_invoice_is_never_in_flight() -> None:
     assert kinds(UNBOOKED._replace(state="complete", young="y")) == ["missing-transaction"]
     assert kinds(UNBOOKED._replace(sync_status="failed", young="y")) == ["missing-transaction"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"amount": "0.00"}, "amount-not-positive"), ({"amount": None}, "amount-missing"),
+        ({"amount": "1.005"}, "amount-not-cents"), ({"paid_at": None}, "paid-at-not-there"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("invoice", "rows"), [(UNBOOKED, []), (UNBOOKED, [THEIRS]), (BOOKED, []), (BOOKED, [OURS._replace(key="8")])]
+)
+def test_what_no_repair_can_book_is_for_people_and_says_why(
+    invoice: InvoiceRow, rows: list[TransactionRow], change: dict[str, Any], code: str
+) -> None:
+    [good, *_] = GUIDE.judge(invoice, rows).differences
+    assert (good.is_repairable, good.fingerprint) == (True, None)
+    [bad, *_] = GUIDE.judge(invoice._replace(**change), rows).differences
+    assert not bad.is_repairable
+    assert code in bad.detail
+    [other, *_] = GUIDE.judge(invoice._replace(**change)._replace(amount="-7"), rows).differences
+    assert None is not bad.fingerprint != other.fingerprint, "acknowledged exactly as it is"
 
 
 def test_what_may_be_a_booking_between_its_two_commits_is_to_be_looked_at_again() -> None:

@@ -45,15 +45,17 @@ class Scene:
         self.worker._sift([Message(topic=topic, partition=0, offset=7, error=KafkaError(KafkaError._PARTITION_EOF))])
 
     def fail(self, code: int, text: str) -> None:
-        self.worker._broker_failed(KafkaError(code, text))
+        self.worker._access.failed(KafkaError(code, text))
 
     @contextmanager
-    def broker(self) -> Iterator[None]:
+    def broker(self) -> Iterator[Consumer]:
         """One of the client library's own, which holds every topic, answers meanwhile."""
-        self.worker._consumer = Consumer({"test.mock.num.brokers": 1, "log_level": 0, "group.id": "cfo-sync"})
-        yield
-        self.worker._consumer.close()
-        self.worker._consumer = self.consumer
+        answering = Consumer({"test.mock.num.brokers": 1, "log_level": 0, "group.id": "cfo-sync"})
+        yield answering
+        answering.close()
+
+    def look(self, consumer: Consumer) -> None:
+        self.worker._access.look(consumer, {topic for topic, _ in self.worker._partitions.assigned})
 
     def told(self) -> str | None:
         return self.health.report()[1].get("detail")
@@ -82,13 +84,13 @@ def test_a_topic_is_refused_until_that_topic_is_read_again(scene: Scene) -> None
 def test_a_refused_topic_that_another_consumer_has_now_is_no_trouble_of_ours(scene: Scene) -> None:
     scene.refuse(SOURCE)
     scene.time = 10
-    with scene.broker():
-        scene.worker._ask_for_topics()
+    with scene.broker() as consumer:
+        scene.look(consumer)
         assert scene.told() is not None
         scene.worker._revoked(scene.consumer, [TopicPartition(SOURCE, 0)])
         assert scene.told() is not None  # it may be gone because we may not even see it
         scene.time = 20
-        scene.worker._ask_for_topics()
+        scene.look(consumer)
     assert (scene.told(), scene.gauge()) == (None, 0)
 
 
@@ -97,8 +99,8 @@ def test_a_broker_that_answers_again_does_not_end_a_refusal(scene: Scene) -> Non
     scene.fail(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
     assert "no broker of" in str(scene.told())
     scene.time = 10
-    with scene.broker():
-        scene.worker._ask_for_broker()
+    with scene.broker() as consumer:
+        scene.look(consumer)
     assert scene.told() == f"Kafka: no Read on topic {SOURCE}"
 
 
@@ -112,7 +114,7 @@ def test_why_no_broker_answers_is_what_was_heard_of_late(scene: Scene) -> None:
     scene.time = 3600
     scene.fail(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
     assert "SASL" not in str(scene.told())
-    scene.worker._broker_outage = None
+    scene.worker._access._outage = None
     scene.fail(KafkaError._AUTHENTICATION, "SASL authentication error")
     scene.fail(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
     assert "SASL authentication error: see sasl.*" in str(scene.told())
