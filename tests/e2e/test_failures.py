@@ -99,7 +99,7 @@ def test_partitions_that_were_lost_during_a_hold_are_read_again(pipeline: Pipeli
     # librdkafka keeps the pause of a partition that it lost: the fault campaign found consumers that owned partitions
     # and read nothing of them until they were restarted.
     properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=6000\nheartbeat.interval.ms=1000\n")
+    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
     consumer = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
     pipeline.ledger.execute("ALTER TABLE transactions RENAME currency TO gone")
     pipeline.invoices.paid_invoices(10)
@@ -117,9 +117,9 @@ def test_a_rebalance_waits_for_no_broker(pipeline: Pipeline) -> None:
     # librdkafka may never answer a commit made in the callback of a rebalance that its session did not outlive: the
     # fault campaign found a consumer that waited for that answer for ever.
     properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=6000\nheartbeat.interval.ms=1000\n")
+    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
     pipeline.ledger.execute(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(8); RETURN NULL; END $$"
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(6); RETURN NULL; END $$"
     )
     first = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
     pipeline.ledger.execute("CREATE TRIGGER slow AFTER INSERT ON transactions EXECUTE FUNCTION slow()")
@@ -127,7 +127,7 @@ def test_a_rebalance_waits_for_no_broker(pipeline: Pipeline) -> None:
     sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     wait_until(lambda: pipeline.invoices.value(sleeping), "the batch that takes long")
     pipeline.start_consumer(wait=False, CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
-    time.sleep(4)  # the first is told that it must give partitions away, and is busy
+    time.sleep(3)  # the first is told that it must give partitions away, and is busy
     pipeline.stack.kafka.pause()
     wait_until(lambda: not pipeline.invoices.value(sleeping), "the batch to end")
     wait_until(lambda: first.events("partitions revoked"), "the partitions to be given away", 15)

@@ -45,7 +45,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "postgres-freeze": Kind(3, 1, 8),
     "postgres-backends": Kind(5, 0, 0),
     "kafka-kill": Kind(3, 0, 4),
-    "kafka-freeze": Kind(3, 1, 12),
+    "kafka-freeze": Kind(3, 1, 7),  # shorter than its session, or it would fence itself
     "connect-kill": Kind(3, 0, 4),
     "connect-freeze": Kind(3, 1, 12),
     "postgres-net-cut": Kind(6, 0, 0),
