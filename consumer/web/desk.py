@@ -80,6 +80,8 @@ class Desk:
         if self._sessions.is_over(session):
             raise SignInNeeded(expired=True)
         request.state.session = session
+        if session.renewed is not None:
+            request.state.cookie = session.renewed
         return session
 
     def acting(self, request: Request) -> tuple[Actor, Mapping[str, str]]:

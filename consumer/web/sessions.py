@@ -1,4 +1,4 @@
-"""Sign-ins: a cookie that says whose token began it and until when, and the token that every form of it carries.
+"""Sign-ins: a cookie that says when it began and was last used, and the token that every form of it carries.
 
 Signed with a key made from the presented token, so that every replica knows every session without a common store, and
 that a token that is taken from the settings takes its sessions with it.
@@ -20,17 +20,26 @@ from consumer.tokens import LOCAL, Actor, Tokens, session_key
 LIFETIME: Final = 8 * 3600
 """Seconds from sign-in to the next one: a day at the office."""
 
+IDLE: Final = 3600
+"""Seconds without a page: somebody has left."""
+
+_RENEWED_AFTER: Final = 60
 _NONCE_BYTES: Final = 18
 _MOST_ENDED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class WebSession:
-    """Somebody who signed in. `csrf` is what their forms carry; `expires_at` is seconds since the epoch."""
+    """Somebody who signed in.
+
+    `csrf` is what their forms carry; `expires_at` is seconds since the epoch. `renewed` is the cookie with which it ends
+    later, when it is time for that.
+    """
 
     actor: Actor
     csrf: str
     expires_at: int
+    renewed: str | None
 
 
 class Sessions:
@@ -53,8 +62,8 @@ class Sessions:
     def begin(self, presented: bytes | None) -> str:
         """The cookie of a new session that this token begins; it must be a good one, None where none is needed."""
         key = self._local if presented is None else session_key(presented)
-        claim = f"{int(self._clock()) + LIFETIME}.{urlsafe_b64encode(os.urandom(_NONCE_BYTES)).decode()}"
-        return f"{claim}.{_sign(key, 'session', claim)}"
+        now = int(self._clock())
+        return _cookie(key, f"{urlsafe_b64encode(os.urandom(_NONCE_BYTES)).decode()}.{now}", now)
 
     def find(self, cookie: str) -> WebSession | None:
         """The session that a cookie names, over or not; None for a cookie that is not ours.
@@ -64,10 +73,16 @@ class Sessions:
         claim, _, signature = cookie.rpartition(".")
         found: WebSession | None = None
         for key, actor in self._keys:
-            if hmac.compare_digest(_sign(key, "session", claim).encode(), signature.encode("utf-8", "replace")):
-                expires_at = int(claim.partition(".")[0])
-                found = WebSession(actor, _sign(key, "form", claim), expires_at)
+            if hmac.compare_digest(_sign(key, "sign-in", claim).encode(), signature.encode("utf-8", "replace")):
+                found = self._read(claim, key, actor)
         return found
+
+    def _read(self, claim: str, key: bytes, actor: Actor) -> WebSession:
+        identity, _, seen = claim.rpartition(".")
+        begun, now = int(identity.rpartition(".")[2]), int(self._clock())
+        renewed = _cookie(key, identity, now) if now - int(seen) >= _RENEWED_AFTER else None
+        idle = IDLE if self.needs_token else LIFETIME
+        return WebSession(actor, _sign(key, "form", identity), min(begun + LIFETIME, int(seen) + idle), renewed)
 
     def is_over(self, session: WebSession) -> bool:
         """Whether its time has passed, or it was ended."""
@@ -79,6 +94,11 @@ class Sessions:
             self._ended[session.csrf] = None
             if len(self._ended) > _MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
+
+
+def _cookie(key: bytes, identity: str, seen: int) -> str:
+    claim = f"{identity}.{seen}"
+    return f"{claim}.{_sign(key, 'sign-in', claim)}"
 
 
 def _sign(key: bytes, use: str, claim: str) -> str:

@@ -12,7 +12,7 @@ from consumer import tokens
 from consumer.web import charts, formats
 from consumer.web.dead_letters import read_filter
 from consumer.web.desk import local_path
-from consumer.web.sessions import LIFETIME, Sessions
+from consumer.web.sessions import IDLE, LIFETIME, Sessions
 
 ONE = "treasury:operator:operators-token-of-this-test"
 TWO = f"{ONE},audit:viewer:viewers-token-of-this-test"
@@ -46,10 +46,31 @@ def test_a_session_is_over_after_its_lifetime_and_its_forms_are_its_own() -> Non
     assert first is not None
     assert second is not None
     assert first.csrf != second.csrf
-    now += LIFETIME - 1
+    now += IDLE - 1
     assert not known.is_over(first)
     now += 1
     assert known.is_over(first)
+
+
+def test_who_goes_on_stays_signed_in_under_the_same_forms_but_not_for_ever() -> None:
+    now = 1000.0
+    known = Sessions(tokens.parse(ONE), clock=lambda: now)
+    cookie = known.begin(TOKEN)
+    first = known.find(cookie)
+    assert first is not None
+    assert first.renewed is None, "it is new"
+    while now < 1000 + LIFETIME:
+        session = known.find(cookie)
+        assert session is not None
+        assert not known.is_over(session)
+        assert session.csrf == first.csrf
+        cookie = session.renewed or cookie
+        now += IDLE / 2
+    session = known.find(cookie)
+    assert session is not None
+    assert known.is_over(session)
+    known.end(first)
+    assert known.is_over(session), "signed out, whichever of its cookies comes"
 
 
 def test_without_tokens_only_this_process_knows_its_sessions() -> None:
