@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from psycopg import Connection
 
-from consumer import plan, store
+from consumer import plan, remap_store, store
 from consumer.databases import Databases
 from consumer.faults import Fault, Transient
 from consumer.ledger import Ledger
@@ -243,7 +243,7 @@ def _keep_judgements(invoices: Connection, target: Target, steps: dict[int, Step
     }
     if not again:
         return
-    for invoice_id, decided in store.read_remaps(invoices, list(again)).items():
+    for invoice_id, decided in remap_store.read_remaps(invoices, list(again)).items():
         draft = again[invoice_id]
         columns = {target.entity: decided.get("entity"), target.business_unit: decided.get("business_unit")}
         values = {column: value for column, value in columns.items() if column is not None and value is not None}

@@ -181,12 +181,12 @@ def pending(
     as_json: AsJson = False,
 ) -> None:
     """List paid invoices that are not booked yet, and failed ones. Exit code 1 if there are any."""
-    from consumer import invoice_views, store
+    from consumer import invoice_views, status_store
     from consumer.service import CFOSyncService
 
     with CFOSyncService(load_settings()) as service:
         count, rows = service.pending(after=after, limit=limit)
-        counts = {} if as_json else service.read(store.count_pending_by_status)
+        counts = {} if as_json else service.read(status_store.count_pending_by_status)
     if as_json:
         print_json({"count": count, "invoices": rows})
     else:

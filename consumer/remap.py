@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from psycopg import Connection
 
-from consumer import store
+from consumer import remap_store, store
 from consumer.databases import Databases
 from consumer.faults import RecordFault
 from consumer.ledger import Ledger
@@ -42,8 +42,8 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
     """
     columns = _columns(target, wanted)
     _, entity = columns["entity"]
-    is_there = store.lock_invoice(invoices, wanted.invoice_id)
-    mapping = store.read_booking(invoices, wanted.invoice_id)
+    is_there = remap_store.lock_invoice(invoices, wanted.invoice_id)
+    mapping = remap_store.read_booking(invoices, wanted.invoice_id)
     if mapping is None and not is_there:
         raise RecordFault("invoice-unknown", f"there is no invoice {wanted.invoice_id}")
     if mapping is None:
@@ -62,12 +62,12 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
         # After a crash between the two commits only the mapping row still knows the old entity.
         told = old if old != new else old | {"entity": mapping.entity}
         change = {"action": "remap", "by": wanted.by, "old": told, "new": new}
-        store.remap(invoices, wanted.invoice_id, entity)
+        remap_store.remap(invoices, wanted.invoice_id, entity)
         payload, done = msgspec.json.encode(change).decode(), msgspec.json.encode({"old": told, "new": new}).decode()
         store.append_log(
             invoices, [LogRow(wanted.invoice_id, "synced", mapping.cfo_transaction_id, None, payload, None)]
         )
-        store.append_action(invoices, "remap", by=wanted.by, invoice_id=wanted.invoice_id, details=done)
+        remap_store.append_action(invoices, "remap", by=wanted.by, invoice_id=wanted.invoice_id, details=done)
         old = told
     return {"cfo_transaction_id": mapping.cfo_transaction_id, "old": old, "new": new}
 
@@ -75,7 +75,7 @@ def apply(databases: Databases, target: Target, invoices: Connection, wanted: Co
 def show(databases: Databases, target: Target, invoices: Connection, invoice_id: int) -> dict[str, str | None] | None:
     """The transaction that an invoice is booked as, by column; None for one that is not booked or whose transaction is
     gone or not the only one. Raises the errors of `Databases`."""
-    mapping = store.read_booking(invoices, invoice_id, lock=False)
+    mapping = remap_store.read_booking(invoices, invoice_id, lock=False)
     if mapping is None:
         return None
     roles = (target.id, target.identifier, target.source, *target.facts, target.entity, target.business_unit)
@@ -109,7 +109,7 @@ def _columns(target: Target, wanted: Correction) -> dict[str, tuple[str, str]]:
     return columns
 
 
-def _transaction(ledger: Ledger, target: Target, cfo: Connection, mapping: store.Booking) -> LedgerRow:
+def _transaction(ledger: Ledger, target: Target, cfo: Connection, mapping: remap_store.Booking) -> LedgerRow:
     rows = ledger.find_booked(cfo, mapping.cfo_transaction_id, mapping.cfo_identifier)
     if mapping.cfo_transaction_id is not None:
         rows = [row for row in rows if row.key == str(mapping.cfo_transaction_id)]

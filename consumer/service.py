@@ -13,7 +13,7 @@ from typing import Any, TypeVar, assert_never
 
 from psycopg import Connection
 
-from consumer import mapping, remap, sessions, settings, store
+from consumer import mapping, remap, sessions, settings, status_store, store
 from consumer.bookkeeper import Bookkeeper
 from consumer.databases import Broken, Databases
 from consumer.faults import Fault, RecordFault
@@ -154,7 +154,7 @@ class CFOSyncService:
 
     def status(self, invoice_id: int) -> dict[str, Any] | None:
         """The sync status of an invoice; None when there is no such invoice. Raises `Outage`."""
-        return self._statement(lambda connection: store.read_status(connection, invoice_id))
+        return self._statement(lambda connection: status_store.read_status(connection, invoice_id))
 
     def remap(self, invoice_id: int, *, entity: str, business_unit: str | None = None, by: str) -> dict[str, Any]:
         """The guide's "Wrong entity mapped": correct the transaction and the mapping row together, and log who did.
@@ -184,8 +184,8 @@ class CFOSyncService:
         """How many invoices wait in all, and those with an id above `after`, in id order. Raises `Outage`."""
         return self._statement(
             lambda connection: (
-                store.count_pending(connection),
-                store.read_pending(connection, after=after, limit=limit),
+                status_store.count_pending(connection),
+                status_store.read_pending(connection, after=after, limit=limit),
             )
         )
 

@@ -10,11 +10,10 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, LiteralString, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 
 from consumer.arrays import number_array, text_array
 from consumer.plan import Invoice, SyncRow
@@ -27,7 +26,6 @@ _GATHER: Final = statement("gather")
 _RECORD_SYNCED: Final = statement("record_synced")
 _RECORD_FAULTS: Final = statement("record_faults")
 _SWEEP: Final = statement("sweep")
-_STATUS: Final = statement("status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +47,6 @@ class SyncedRow(Struct, frozen=True, gc=False):
     entity: str | None
     category: str
     retry_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """Where the mapping says that an invoice stands in the ledger."""
-
-    cfo_transaction_id: int | None
-    cfo_identifier: str | None
-    adopted: bool
-    entity: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,62 +256,6 @@ def read_told(connection: Connection, invoice_ids: Sequence[int]) -> dict[int, d
     return dict(rows)
 
 
-def lock_invoice(connection: Connection, invoice_id: int) -> bool:
-    """Wait for the invoice's row and hold it until the transaction ends, as a booking does; whether it is there."""
-    row = connection.execute("SELECT FROM crypto_invoices WHERE id = %s FOR NO KEY UPDATE", (invoice_id,)).fetchone()
-    return row is not None
-
-
-def read_booking(connection: Connection, invoice_id: int, *, lock: bool = True) -> Booking | None:
-    """The booking of an invoice, its mapping row locked unless told otherwise; None when it is not booked."""
-    query: LiteralString = (
-        "SELECT cfo_transaction_id, cfo_identifier, adopted, entity_mapped FROM crypto_invoice_cfo_sync"
-        " WHERE invoice_id = %s AND (cfo_transaction_id IS NOT NULL OR sync_timestamp IS NOT NULL)"
-    )
-    row = connection.execute(f"{query} FOR UPDATE" if lock else query, (invoice_id,)).fetchone()
-    return None if row is None else Booking(*row)
-
-
-def remap(connection: Connection, invoice_id: int, entity: str) -> None:
-    """The mapping row says this entity from now on."""
-    connection.execute(
-        "UPDATE crypto_invoice_cfo_sync SET entity_mapped = %s, updated_at = clock_timestamp() AT TIME ZONE 'UTC'"
-        " WHERE invoice_id = %s",
-        (entity, invoice_id),
-    )
-
-
-def read_remaps(connection: Connection, invoice_ids: Sequence[int]) -> dict[int, dict[str, str]]:
-    """What people last decided about these invoices, by invoice: `entity`, `business_unit`, or both."""
-    rows = connection.execute(
-        "SELECT invoice_id, details -> 'new' FROM cfo_sync_actions"
-        " WHERE action = 'remap' AND invoice_id = ANY(%s::integer[]) ORDER BY id",
-        (number_array(invoice_ids),),
-    ).fetchall()
-    decided: dict[int, dict[str, str]] = {}
-    for invoice_id, new in rows:
-        decided.setdefault(invoice_id, {}).update(new)
-    return decided
-
-
-def append_action(
-    connection: Connection,
-    action: str,
-    *,
-    by: str,
-    invoice_id: int | None = None,
-    failure_id: str | None = None,
-    reason: str | None = None,
-    details: str | None = None,
-) -> None:
-    """Note what a person did. `details` is JSON text."""
-    connection.execute(
-        "INSERT INTO cfo_sync_actions (action, done_by, invoice_id, failure_id, reason, details)"
-        " VALUES (%s, %s, %s, %s, %s, %s::jsonb)",
-        (action, by, invoice_id, failure_id, reason, details),
-    )
-
-
 def record_faults(connection: Connection, rows: Sequence[FaultRow]) -> None:
     """Mirror failed attempts in the mapping, and log each."""
     connection.execute(
@@ -348,39 +280,6 @@ def find_unbooked(
     """Ids of paid invoices that the stream seems to have missed, in order; see sweep.sql."""
     parameters = {"after": after, "grace": grace, "delays": list(delays), "limit": limit}
     return [row[0] for row in connection.execute(_SWEEP, parameters).fetchall()]
-
-
-def read_status(connection: Connection, invoice_id: int) -> dict[str, Any] | None:
-    """One invoice and its mapping row, as the guide's status endpoint names the fields; None if there is none."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(_STATUS, {"id": invoice_id}).fetchone()
-
-
-def read_pending(connection: Connection, *, after: int, limit: int) -> list[dict[str, Any]]:
-    """Rows of `v_crypto_invoices_pending_sync` with an invoice id above `after`, in id order."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(
-            # Python has no dates beyond the year 9999, and PostgreSQL has an infinite one.
-            "SELECT invoice_id, invoice_number, client_name, amount_usd,"
-            " CASE WHEN paid_at BETWEEN '0001-01-02' AND '9999-12-30' THEN paid_at END AS paid_at,"
-            " sync_status, retry_count, sync_error"
-            " FROM v_crypto_invoices_pending_sync WHERE invoice_id > %s ORDER BY invoice_id LIMIT %s",
-            (after, limit),
-        ).fetchall()
-
-
-def count_pending(connection: Connection) -> int:
-    """How many invoices the pending view shows."""
-    row = connection.execute("SELECT count(*) FROM v_crypto_invoices_pending_sync").fetchone()
-    return int(row[0]) if row else 0
-
-
-def count_pending_by_status(connection: Connection) -> dict[str, int]:
-    """How many invoices the pending view shows, by sync status, in the statuses' order."""
-    rows = connection.execute(
-        "SELECT sync_status, count(*) FROM v_crypto_invoices_pending_sync GROUP BY sync_status ORDER BY sync_status"
-    ).fetchall()
-    return {str(status): int(count) for status, count in rows}
 
 
 # Ours among the advisory locks with two keys; see `ledger` for the other.

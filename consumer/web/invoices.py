@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from psycopg import Connection
 from starlette.responses import RedirectResponse, Response
 
-from consumer import dlq_store, plan, problems, store
+from consumer import dlq_store, plan, problems, status_store
 from consumer.faults import Fault
 from consumer.plan import Draft
 from consumer.problems import Problem
@@ -46,7 +46,7 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService]) -> None:
         wanted = _wanted(request)
         with pool.lend() as service:
             found = service.read(lambda connection: listing.read(connection, wanted))
-            counts = service.read(store.count_pending_by_status)
+            counts = service.read(status_store.count_pending_by_status)
         asked = {
             "state": wanted.state if wanted.state != "all" else None,
             "search": wanted.search,

@@ -32,8 +32,8 @@ _MOST_ENDED: Final = 10_000
 class WebSession:
     """Somebody who signed in.
 
-    `csrf` is what their forms carry; `expires_at` is seconds since the epoch. `renewed` is the cookie with which it ends
-    later, when it is time for that.
+    `csrf` is what their forms carry; `expires_at` is seconds since the epoch. `renewed` is a cookie with which it ends
+    later, when it is time for one.
     """
 
     actor: Actor

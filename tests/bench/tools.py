@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psycopg
 
-from consumer import monitor_store, store
+from consumer import monitor_store, status_store, store
 from consumer.service import CFOSyncService
 from deploy.local.ports import choose_port
 from tests.bench.backlog import Backlog
@@ -115,8 +115,8 @@ def _reconcile(scene: Scene, count: int) -> float:
 
 def _queries(item: Item, plan: Plan, scene: Scene) -> None:
     queries: dict[str, Callable[[psycopg.Connection], Any]] = {
-        "pending list": lambda c: store.read_pending(c, after=0, limit=100),
-        "pending count": store.count_pending,
+        "pending list": lambda c: status_store.read_pending(c, after=0, limit=100),
+        "pending count": status_store.count_pending,
         "monitor, waiting": monitor_store.read_waiting,
         "monitor, history": monitor_store.read_history,
         "sweep": lambda c: store.find_unbooked(c, after=0, grace=timedelta(0), delays=[timedelta(1)] * 3, limit=1000),
