@@ -13,7 +13,8 @@ from typing import Any, Final
 from psycopg import Connection
 
 from consumer import reconcile_store
-from consumer.comparison import Comparison, InvoiceRow, TransactionRow
+from consumer.comparison import Comparison
+from consumer.comparison_rows import InvoiceRow, TransactionRow
 from consumer.differences import KINDS, NO_CLIENT, NO_INVOICE, Difference, Kind, Sides, Summary
 from consumer.facts import moment_of, month_of
 from consumer.mapping import Mapping

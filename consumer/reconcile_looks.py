@@ -9,7 +9,8 @@ from typing import Final
 from psycopg import Connection
 
 from consumer import reconcile_store
-from consumer.comparison import InvoiceRow, TransactionRow, Verdict, assign
+from consumer.comparison import Verdict, assign
+from consumer.comparison_rows import InvoiceRow, TransactionRow
 from consumer.differences import Difference, Summary
 from consumer.reconcile_places import Places
 from consumer.settings import Settings

@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from consumer import reconcile_store, sessions
-from consumer.comparison import InvoiceRow, TransactionRow
+from consumer.comparison_rows import InvoiceRow, TransactionRow
 from consumer.mapping import Mapping
 from consumer.reconcile_store import LedgerQueries
 from consumer.sessions import Limits, Session

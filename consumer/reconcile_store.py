@@ -17,7 +17,8 @@ from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
 from consumer.arrays import number_array, text_array
-from consumer.comparison import Comparison, InvoiceRow, TransactionRow
+from consumer.comparison import Comparison
+from consumer.comparison_rows import InvoiceRow, TransactionRow
 from consumer.differences import Difference, Summary
 from consumer.facts import Fact, find_facts, is_number_type
 from consumer.ledger import Column, Ledger, quoted, quoted_column, read_columns

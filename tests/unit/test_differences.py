@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from consumer import mapping
-from consumer.comparison import Comparison, InvoiceRow, TransactionRow, assign
+from consumer.comparison import Comparison, assign
+from consumer.comparison_rows import InvoiceRow, TransactionRow
 from consumer.differences import EXISTENCE, KINDS, Difference, Summary
 from consumer.facts import find_facts, month_of
 

@@ -12,7 +12,7 @@ import consumer
 PACKAGE = Path(consumer.__file__).parent
 CORE = [
     "faults", "outcomes", "envelope", "templates", "mapping", "plan", "retry", "headers", "texts",
-    "deadletters", "differences", "facts", "comparison",
+    "deadletters", "differences", "facts", "comparison", "comparison_rows",
 ]  # fmt: skip
 FORBIDDEN = {"confluent_kafka", "psycopg", "prometheus_client", "fastapi", "uvicorn", "structlog", "time", "random"}
 
