@@ -6,7 +6,7 @@ import csv
 import io
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -66,14 +66,19 @@ class Runs:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self.last: Running | None = None
+        self._last: Running | None = None
+
+    def now(self) -> Running | None:
+        """The last one as it stands; None when there was none."""
+        with self._lock:
+            return None if self._last is None else replace(self._last)
 
     def start(self, service: CFOSyncService, by: str) -> bool:
         """Begin one aside; False when one is under way."""
         with self._lock:
-            if self.last is not None and not self.last.is_over:
+            if self._last is not None and not self._last.is_over:
                 return False
-            self.last = running = Running(by, datetime.now(UTC))
+            self._last = running = Running(by, datetime.now(UTC))
         threading.Thread(target=self._run, args=(running, service.rules), name="reconcile", daemon=True).start()
         return True
 
@@ -97,13 +102,14 @@ def add(app: FastAPI, desk: Desk, pool: Pool[CFOSyncService], settings: Settings
     @app.get("/reconciliation", include_in_schema=False)
     def reconciliation(request: Request) -> Response:
         desk.visitor(request)
+        running = runs.now()  # first: of a run that ends meanwhile the page shall say that it is to be looked at again
         with pool.lend() as service:
             run = service.read(reconcile.last_run)
         kind = _kind(request)
         differences = _of_kind(run, kind)
         first = _first(request)
         return desk.page(
-            request, "reconciliation.html", run=run, running=runs.last, kind=kind, kinds=KINDS, meanings=MEANINGS,
+            request, "reconciliation.html", run=run, running=running, kind=kind, kinds=KINDS, meanings=MEANINGS,
             differences=differences[first : first + PAGE], total=len(differences), first=first, page=PAGE,
             sides=[("Month", _sides(run, "months")), ("Client", _sides(run, "clients"))],
             is_repairable=bool(_repairable(run)),

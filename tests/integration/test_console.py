@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -9,11 +10,13 @@ from urllib.parse import urlencode
 
 import pytest
 import structlog
+from psycopg import Connection
 
+from consumer import reconcile
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from consumer.store import FaultRow
-from consumer.web import listing, sessions
+from consumer.web import listing, reconciliation, sessions
 from tests.integration.reconciling import Books
 from tests.integration.scenes import booked
 from tests.integration.visitor import Visitor, text_of
@@ -334,6 +337,34 @@ def test_differences_are_shown_downloaded_and_repaired(settings: Settings) -> No
         assert "Repaired by the reconciliation by treasury" in text_of(operator.get(f"/invoices/{gone}"))
         assert operator.post("/reconciliation/repair", {"ids": "1;2"}).status_code == 422
     books.close()
+
+
+def test_of_a_run_that_ends_while_the_page_is_made_it_says_to_look_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, ended = threading.Event(), threading.Event()
+
+    def run_now(*_: object, **__: object) -> None:
+        ending.wait(10)
+
+    def last_run(connection: Connection) -> None:
+        ending.set()
+        ended.wait(10)
+
+    class Running(reconciliation.Running):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if (name, value) == ("is_over", True):
+                ended.set()
+
+    monkeypatch.setattr(reconciliation, "Running", Running)
+    monkeypatch.setattr(reconcile, "run_now", run_now)
+    monkeypatch.setattr(reconcile, "last_run", last_run)
+    with serving(settings, token=TOKENS) as web:
+        operator = Visitor(web).sign_in(OPERATOR)
+        operator.post("/reconciliation/run")
+        assert "A run is under way" in text_of(operator.get("/reconciliation"))
+        assert "A run is under way" not in text_of(operator.get("/reconciliation"))
 
 
 def _reconciled(visitor: Visitor) -> str:
