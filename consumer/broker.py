@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from consumer.settings import Settings, SettingsError
+
+T = TypeVar("T")
 
 # What a properties file must not change, because the promise rests on it.
 PROTECTED: Final = frozenset(
@@ -250,6 +253,30 @@ def cause_of(error: KafkaError) -> str | None:
     if "SSL handshake failed" in text:
         return f"{text}: see security.protocol in CFO_SYNC_KAFKA_CONFIG_FILE"
     return None
+
+
+_PATIENCE: Final = 5.0  # seconds in which a partition may be without a leader, or a group without a coordinator
+_MOVING: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+
+
+def ask(question: Callable[[], T]) -> T:
+    """Ask a broker; again for a while when leaders or coordinators are moving. Raises `KafkaException`."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return question()
+        except KafkaException as error:
+            if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 class Publisher:

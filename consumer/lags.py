@@ -22,12 +22,6 @@ from consumer.settings import Settings
 T = TypeVar("T")
 
 _TIMEOUT: Final = 5.0  # seconds for one question to a broker
-_PATIENCE: Final = 5.0  # seconds in which a group may be without a coordinator, as in a new cluster
-_MOVING: Final = (
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-)
 _PEEK: Final = 5.0  # seconds for finding the oldest records
 _RETENTION_SECONDS: Final = 600.0  # for which the topic's retention is taken as known
 
@@ -226,14 +220,10 @@ class Lags:
 
     @staticmethod
     def _ask(question: Callable[[], T]) -> T:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return question()
-            except KafkaException as error:
-                if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
-                    raise _outage(error) from error
-            time.sleep(0.1)
+        try:
+            return broker.ask(question)
+        except KafkaException as error:
+            raise _outage(error) from error
 
 
 def _outage(error: KafkaException) -> Outage:

@@ -21,13 +21,6 @@ _TIMEOUT: Final = 15.0  # seconds for one question to a broker
 _SOON: Final = 3.0  # seconds, when no broker takes a connection
 _SILENCE: Final = 30.0  # seconds without a record or an end: the broker is gone
 _BATCH: Final = 2000
-_PATIENCE: Final = 5.0  # seconds in which a partition may be without a leader
-_MOVING: Final = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-)
 
 
 class TopicReader:
@@ -174,16 +167,12 @@ class TopicReader:
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Ask a broker; again for a while when partitions are moving to other brokers."""
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return question()
-            except KafkaException as error:
-                found: KafkaError = error.args[0]
-                if found.code() not in _MOVING or time.monotonic() > deadline:
-                    away = found.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
-                    if away and self._consumer is not None:
-                        self._consumer.poll(0)  # it calls `_erred`
-                    why = self._cause or found.str()
-                    raise Outage("broker", ("no Kafka broker answers: " if away else "Kafka: ") + why) from error
-            time.sleep(0.1)
+        try:
+            return broker.ask(question)
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            away = found.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
+            if away and self._consumer is not None:
+                self._consumer.poll(0)  # it calls `_erred`
+            why = self._cause or found.str()
+            raise Outage("broker", ("no Kafka broker answers: " if away else "Kafka: ") + why) from error
