@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,7 +24,9 @@ from tests.integration.visitor import Visitor, text_of
 from tests.integration.web import OPERATOR, TOKENS, Web, serving
 from tests.support import InvoiceSystem
 
-FIRST = datetime(2025, 10, 22, 14, 0, tzinfo=UTC)
+# Not a fixed day: the broker deletes dead letters that are older than the topic's retention, in the middle of a test.
+FIRST = datetime.now(UTC).replace(hour=14, minute=0, second=0, microsecond=0) - timedelta(days=2)
+DAY = f"{FIRST:%Y-%m-%d}"
 _prefixes = itertools.count(1)
 _places = itertools.count(1)
 
@@ -122,7 +124,7 @@ def test_dead_letters_are_listed_filtered_and_paged(web: Web, bury: Bury) -> Non
     assert (first["error_code"], first["error_kind"], first["invoice_id"], first["state"]) == (
         "row-locked", "transient", 7, "open",
     )  # fmt: skip
-    assert first["dead_lettered_at"] == "2025-10-22T14:01:00Z"
+    assert first["dead_lettered_at"] == f"{DAY}T14:01:00Z"
 
     for query, expected in (
         ("error_code=row-locked", [(0, 0)]),
@@ -130,9 +132,9 @@ def test_dead_letters_are_listed_filtered_and_paged(web: Web, bury: Bury) -> Non
         ("kind=record", [(0, 1), (1, 1), (1, 0)]),
         ("text=LOCKS", [(0, 0)]),
         ("invoice_id=7", [(0, 0)]),
-        ("since=2025-10-22T14:03:00Z", [(1, 0)]),
-        ("since=2025-10-22T16:03:00%2B02:00", [(1, 0)]),
-        ("until=2025-10-22T14:02:00", [(0, 0)]),
+        (f"since={DAY}T14:03:00Z", [(1, 0)]),
+        (f"since={DAY}T16:03:00%2B02:00", [(1, 0)]),
+        (f"until={DAY}T14:02:00", [(0, 0)]),
         ("partition=1", [(1, 1), (1, 0)]),
         ("partition=1&first_offset=1", [(1, 1)]),
         ("last_offset=0", [(0, 0), (1, 0)]),
