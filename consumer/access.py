@@ -1,13 +1,14 @@
-"""Whether brokers answer and let us in: what librdkafka tells of that while it goes on trying by itself."""
+"""Whether brokers answer, have our topics and let us in: what librdkafka tells of that while it goes on trying."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
+from contextlib import suppress
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from consumer.broker import cause_of
 from consumer.faults import Outage
@@ -20,26 +21,28 @@ _LOG: Final = structlog.get_logger("worker")
 ASK_AGAIN_SECONDS: Final = 3.0
 """Between two questions whether a broker answers again, or whether we may read again."""
 
-DENIALS: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+_ABSENT: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
+DENIALS: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, *_ABSENT)
 """Errors that `denied` is to be told of."""
 
+_LOOK_SECONDS: Final = 10.0  # between two questions when nothing is known to be wrong
 _CAUSE_SECONDS: Final = 60.0  # a client says it again at each try, so what it said earlier was about something else
 
 
 class Access:
-    """Shows in log, metrics and /readyz that no broker answers, or that topics or the group are refused to us."""
+    """Shows in log, metrics and /readyz that no broker answers, or which topic or group is gone or refuses us."""
 
     def __init__(self, settings: Settings, metrics: Metrics, health: Health, monotonic: Callable[[], float]) -> None:
         self._settings, self._metrics, self._health = settings, metrics, health
         self._monotonic = monotonic
         self._outage: Outage | None = None  # while no broker answers
-        self._denied: dict[str, Outage] = {}  # by topic that we may not read, or "" for the group that we may not join
-        self._asked_at = 0.0
+        self._denied: dict[str, Outage] = {}  # by topic that we cannot read, or "" for the group that we may not join
+        self._asked_at = monotonic()
         self._cause, self._cause_at = "", -math.inf  # what was last wrong with certificate or login, and when
 
     @property
     def refused(self) -> Set[str]:
-        """The topics that we may not read; "" is the group."""
+        """The topics that we cannot read; "" is the group."""
         return self._denied.keys()
 
     def failed(self, error: KafkaError) -> None:
@@ -57,51 +60,59 @@ class Access:
             self._show()
 
     def denied(self, topic: str, error: KafkaError) -> None:
-        """We may not read this topic, or not join the group ("")."""
-        if topic not in self._denied:
-            detail = f"Kafka: no Read on {f'topic {topic}' if topic else f'group {self._settings.group_id}'}"
-            _LOG.error("not permitted", detail=detail, error=error.str())
-            self._denied[topic] = Outage("privilege", detail)
-            self._metrics.hold.labels("privilege").set(1)
-            self._show()
+        """This topic is gone, or we may not read it, or not join the group ("")."""
+        if topic in self._denied:
+            return
+        if error.code() in _ABSENT:
+            outage = Outage("topics", f"Kafka: no topic {topic}: run `cfo-sync topics create`")
+        else:
+            what = f"topic {topic}" if topic else f"group {self._settings.group_id}"
+            outage = Outage("privilege", f"Kafka: no Read on {what}")
+        _LOG.error("cannot read", reason=outage.reason, detail=outage.message, error=error.str())
+        self._denied[topic] = outage
+        self._metrics.hold.labels(outage.reason).set(1)
+        self._show()
 
     def permitted(self, topics: Set[str]) -> None:
-        """We may read these, or need not any more."""
+        """We can read these, or need not any more."""
         for topic in topics & self._denied.keys():
-            _LOG.warning("permitted again", detail=self._denied.pop(topic).message)
-            if not self._denied:
-                self._metrics.hold.labels("privilege").set(0)
+            outage = self._denied.pop(topic)
+            _LOG.warning("can read again", reason=outage.reason, detail=outage.message)
+            if all(other.reason != outage.reason for other in self._denied.values()):
+                self._metrics.hold.labels(outage.reason).set(0)
             self._show()
 
-    def look(self, consumer: Consumer, assigned: Set[str]) -> None:
-        """Ask, if it is time to, whether what was wrong still is. `assigned` are the topics that partitions of are
-        ours: of them the consumer hears by itself."""
-        if (self._outage is None and not self._denied) or self._monotonic() - self._asked_at < ASK_AGAIN_SECONDS:
+    def look(self, error_of: Callable[[str], KafkaError | None], assigned: Set[str]) -> None:
+        """Ask, if it is time to, whether what was wrong still is, and whether all topics are there: the client would
+        not tell of one that was deleted. `error_of` asks a broker for a topic's error and raises `KafkaException`;
+        `assigned` are the topics that partitions of are ours."""
+        is_wrong = self._outage is not None or bool(self._denied)
+        if self._monotonic() - self._asked_at < (ASK_AGAIN_SECONDS if is_wrong else _LOOK_SECONDS):
             return
         self._asked_at = self._monotonic()
-        if self._outage is not None:
-            self._look_for_broker(consumer)
-        else:
-            # A refused topic whose partitions went to others is theirs to tell of, once we may see it.
-            self._look_for_topics(consumer, self._denied.keys() - assigned - {""})
+        with suppress(KafkaException):
+            if self._outage is not None:
+                self._look_for_broker(error_of)
+            else:
+                self._look_for_topics(error_of, assigned)
 
-    def _look_for_broker(self, consumer: Consumer) -> None:
-        try:
-            consumer.list_topics(self._settings.source_topic, 2)
-        except KafkaException:
-            return
+    def _look_for_broker(self, error_of: Callable[[str], KafkaError | None]) -> None:
+        error_of(self._settings.source_topic)
         self._outage = None
         _LOG.warning("a broker answers again")
         self._metrics.hold.labels("broker").set(0)
         self._show()
 
-    def _look_for_topics(self, consumer: Consumer, topics: Set[str]) -> None:
-        for topic in topics:
-            try:
-                error = consumer.list_topics(topic, 2).topics[topic].error
-            except KafkaException:
-                return
-            if error is None or error.code() not in DENIALS:
+    def _look_for_topics(self, error_of: Callable[[str], KafkaError | None], assigned: Set[str]) -> None:
+        for topic in self._settings.consumed_topics:
+            outage = self._denied.get(topic)
+            if outage is not None and outage.reason == "privilege" and topic in assigned:
+                continue  # that we may see it does not mean that we may read it: this the consumer hears
+            error = error_of(topic)
+            if error is not None and error.code() in DENIALS:
+                self.denied(topic, error)
+            else:
+                # If it was refused and its partitions went to others, it is theirs to tell of.
                 self.permitted({topic})
 
     def _show(self) -> None:

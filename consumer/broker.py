@@ -296,6 +296,14 @@ class Publisher:
             # publish for long, so the next one is made when it is needed.
             self._is_broken = True
 
+    def topic_error(self, topic: str) -> KafkaError | None:
+        """What a broker says against a topic, None when we can see it. Raises `KafkaException` without an answer.
+
+        A consumer's question would wait behind the fetch that the broker has in hand.
+        """
+        error: KafkaError | None = self._producer.list_topics(topic, 2).topics[topic].error
+        return error
+
     def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
         """Publish all, wait for all; gives those that were not confirmed, with the reason. Never raises for them."""
         if self._is_broken:

@@ -115,7 +115,7 @@ class Worker:
     def _step(self) -> None:
         self._health.beat()
         self._publisher.serve()
-        self._access.look(self._consumer, {topic for topic, _ in self._partitions.assigned})
+        self._access.look(self._publisher.topic_error, {topic for topic, _ in self._partitions.assigned})
         self._partitions.unpark(paused=self._hold is not None)
         if self._hold is not None:
             self._keep_holding(self._hold)

@@ -78,65 +78,6 @@ def test_killed_backends_and_a_crashed_server_send_nothing_to_retry(pipeline: Pi
     pipeline.assert_drained(count)
 
 
-def test_a_killed_broker_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline) -> None:
-    count = 10_000
-    consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="200")
-    pipeline.invoices.paid_invoices(count)
-    pipeline.wait_complete(1000)
-    pipeline.stack.kafka.kill()
-    wait_until(lambda: consumer.ready().get("hold") == "broker", "the consumer to miss the broker")
-    pipeline.stack.kafka.start()
-    pipeline.stack.kafka.wait_ready(60)
-    pipeline.wait_complete(count)
-    wait_until(lambda: consumer.ready()["ready"], "the consumer to be ready again")
-    pipeline.wait_quiet()
-    pipeline.assert_booked_exactly_once(count)
-    assert pipeline.retries() == []
-    assert pipeline.dead_letters() == []
-
-
-def test_partitions_that_were_lost_during_a_hold_are_read_again(pipeline: Pipeline) -> None:
-    # librdkafka keeps the pause of a partition that it lost: the fault campaign found consumers that owned partitions
-    # and read nothing of them until they were restarted.
-    properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
-    consumer = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
-    pipeline.ledger.execute("ALTER TABLE transactions RENAME currency TO gone")
-    pipeline.invoices.paid_invoices(10)
-    wait_until(lambda: consumer.ready().get("hold") == "schema", "the hold")
-    pipeline.stack.kafka.pause()
-    wait_until(lambda: consumer.events("partitions revoked"), "the partitions to be lost")
-    pipeline.ledger.execute("ALTER TABLE transactions RENAME gone TO currency")
-    wait_until(lambda: consumer.events("hold ended"), "the end of the hold")
-    pipeline.stack.kafka.resume()
-    pipeline.invoices.paid_invoices(90)
-    pipeline.assert_drained(100)
-
-
-def test_a_rebalance_waits_for_no_broker(pipeline: Pipeline) -> None:
-    # librdkafka may never answer a commit made in the callback of a rebalance that its session did not outlive: the
-    # fault campaign found a consumer that waited for that answer for ever.
-    properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
-    pipeline.ledger.execute(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(6); RETURN NULL; END $$"
-    )
-    first = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
-    pipeline.ledger.execute("CREATE TRIGGER slow AFTER INSERT ON transactions EXECUTE FUNCTION slow()")
-    pipeline.invoices.paid_invoices(10)
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    wait_until(lambda: pipeline.invoices.value(sleeping), "the batch that takes long")
-    pipeline.start_consumer(wait=False, CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
-    time.sleep(3)  # the first is told that it must give partitions away, and is busy
-    pipeline.stack.kafka.pause()
-    wait_until(lambda: not pipeline.invoices.value(sleeping), "the batch to end")
-    wait_until(lambda: first.events("partitions revoked"), "the partitions to be given away", 15)
-    pipeline.stack.kafka.resume()
-    pipeline.ledger.execute("DROP TRIGGER slow ON transactions")
-    pipeline.invoices.paid_invoices(30)
-    pipeline.assert_drained(40)
-
-
 def test_a_killed_consumers_statement_is_waited_for(pipeline: Pipeline) -> None:
     # A trigger makes the ledger's insert slow, so that the kill hits the middle of the statement.
     pipeline.ledger.execute(
@@ -248,31 +189,6 @@ def test_three_retries_then_the_dead_letters(pipeline: Pipeline) -> None:
     ]
 
 
-def test_dead_letters_that_cannot_be_written_stop_their_partition_and_nothing_is_dropped(
-    make_pipeline: Callable[..., Pipeline],
-) -> None:
-    pipeline = make_pipeline()
-    admin, topic = pipeline.admin(), pipeline.settings.dlq_topic
-    consumer = pipeline.start_consumer()
-    admin.delete_topics([topic])[topic].result(30)
-    bad = pipeline.invoices.create_test_invoice(amount=None)
-    pipeline.invoices.mark_invoice_as_paid(bad)
-    wait_until(lambda: consumer.events("cannot publish"), "the failed publish", 90)
-    good = pipeline.invoices.paid_invoices(20)
-    pipeline.wait_complete(len(good))
-    assert pipeline.lag() > 0, "the bad invoice's offset is not committed"
-    subprocess_topics_create(pipeline)
-    [letter] = wait_until(pipeline.dead_letters, "the dead letter", 90)
-    assert dict(letter.headers())["cfo-sync.error-code"] == b"amount-missing"
-    pipeline.wait_quiet()
-
-
-def subprocess_topics_create(pipeline: Pipeline) -> None:
-    from deploy.local.preparation import run_command
-
-    run_command(["topics", "create"], pipeline.environment)
-
-
 def test_the_sweep_books_what_no_event_brought_in(make_pipeline: Callable[..., Pipeline]) -> None:
     pipeline = make_pipeline(
         CFO_SYNC_SWEEP_INTERVAL="1s", CFO_SYNC_SWEEP_GRACE="1s", connector={"skipped.operations": "c,u,d,t"}
@@ -346,11 +262,3 @@ def test_many_poisonous_records_hold_the_others_for_a_while_only(pipeline: Pipel
     wait_until(lambda: len(pipeline.retries()) == 40, "the poisonous ones in the retry topic")
     assert pipeline.invoices.value("SELECT count(*) FROM transactions") == 40
     assert pipeline.dead_letters() == []
-
-
-def test_sigterm_is_obeyed_while_no_broker_answers(pipeline: Pipeline) -> None:
-    consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="100")
-    pipeline.invoices.paid_invoices(3000)
-    pipeline.wait_complete(300)
-    pipeline.stack.kafka.kill()
-    assert consumer.stop() == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
@@ -47,15 +46,12 @@ class Scene:
     def fail(self, code: int, text: str) -> None:
         self.worker._access.failed(KafkaError(code, text))
 
-    @contextmanager
-    def broker(self) -> Iterator[Consumer]:
-        """One of the client library's own, which holds every topic, answers meanwhile."""
-        answering = Consumer({"test.mock.num.brokers": 1, "log_level": 0, "group.id": "cfo-sync"})
-        yield answering
-        answering.close()
+    def broker(self) -> Publisher:
+        """One of the client library's own, which holds every topic."""
+        return Publisher(lambda: Producer({"test.mock.num.brokers": 1, "log_level": 0}))
 
-    def look(self, consumer: Consumer) -> None:
-        self.worker._access.look(consumer, {topic for topic, _ in self.worker._partitions.assigned})
+    def look(self, publisher: Publisher) -> None:
+        self.worker._access.look(publisher.topic_error, {topic for topic, _ in self.worker._partitions.assigned})
 
     def told(self) -> str | None:
         return self.health.report()[1].get("detail")
@@ -84,13 +80,13 @@ def test_a_topic_is_refused_until_that_topic_is_read_again(scene: Scene) -> None
 def test_a_refused_topic_that_another_consumer_has_now_is_no_trouble_of_ours(scene: Scene) -> None:
     scene.refuse(SOURCE)
     scene.time = 10
-    with scene.broker() as consumer:
-        scene.look(consumer)
-        assert scene.told() is not None
-        scene.worker._revoked(scene.consumer, [TopicPartition(SOURCE, 0)])
-        assert scene.told() is not None  # it may be gone because we may not even see it
-        scene.time = 20
-        scene.look(consumer)
+    publisher = scene.broker()
+    scene.look(publisher)
+    assert scene.told() is not None
+    scene.worker._revoked(scene.consumer, [TopicPartition(SOURCE, 0)])
+    assert scene.told() is not None  # it may be gone because we may not even see it
+    scene.time = 20
+    scene.look(publisher)
     assert (scene.told(), scene.gauge()) == (None, 0)
 
 
@@ -99,8 +95,7 @@ def test_a_broker_that_answers_again_does_not_end_a_refusal(scene: Scene) -> Non
     scene.fail(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
     assert "no broker of" in str(scene.told())
     scene.time = 10
-    with scene.broker() as consumer:
-        scene.look(consumer)
+    scene.look(scene.broker())
     assert scene.told() == f"Kafka: no Read on topic {SOURCE}"
 
 
