@@ -162,6 +162,12 @@ class Pipeline:
         self.consumers.append(process)
         return process.wait_ready() if wait else process
 
+    def short_session(self) -> str:
+        """A file of client settings with which a consumer is missed after three seconds, and not after ten."""
+        properties = self.folder / "kafka.properties"
+        properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
+        return str(properties)
+
     def close(self) -> None:
         """End the consumers and the connector."""
         for each in self.consumers:

@@ -20,8 +20,9 @@ def test_a_drain_survives_kill_9_three_times(pipeline: Pipeline) -> None:
     wait_until(
         lambda: sum(high for _, high in pipeline.end_offsets(pipeline.source_topic).values()) >= count, "the events"
     )
+    session = pipeline.short_session()
     for share in (0.1, 0.3, 0.6):
-        consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="500")
+        consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="500", CFO_SYNC_KAFKA_CONFIG_FILE=session)
         pipeline.wait_complete(int(count * share))
         consumer.kill()
     pipeline.start_consumer()

@@ -50,9 +50,7 @@ def test_a_killed_broker_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline)
 def test_partitions_that_were_lost_during_a_hold_are_read_again(pipeline: Pipeline) -> None:
     # librdkafka keeps the pause of a partition that it lost: the fault campaign found consumers that owned partitions
     # and read nothing of them until they were restarted.
-    properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
-    consumer = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
+    consumer = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=pipeline.short_session())
     pipeline.ledger.execute("ALTER TABLE transactions RENAME currency TO gone")
     pipeline.invoices.paid_invoices(10)
     wait_until(lambda: consumer.ready().get("hold") == "schema", "the hold")
@@ -68,17 +66,15 @@ def test_partitions_that_were_lost_during_a_hold_are_read_again(pipeline: Pipeli
 def test_a_rebalance_waits_for_no_broker(pipeline: Pipeline) -> None:
     # librdkafka may never answer a commit made in the callback of a rebalance that its session did not outlive: the
     # fault campaign found a consumer that waited for that answer for ever.
-    properties = pipeline.folder / "kafka.properties"
-    properties.write_text("session.timeout.ms=3000\nheartbeat.interval.ms=500\n")
     pipeline.ledger.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(6); RETURN NULL; END $$"
     )
-    first = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
+    first = pipeline.start_consumer(CFO_SYNC_KAFKA_CONFIG_FILE=pipeline.short_session())
     pipeline.ledger.execute("CREATE TRIGGER slow AFTER INSERT ON transactions EXECUTE FUNCTION slow()")
     pipeline.invoices.paid_invoices(10)
     sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     wait_until(lambda: pipeline.invoices.value(sleeping), "the batch that takes long")
-    pipeline.start_consumer(wait=False, CFO_SYNC_KAFKA_CONFIG_FILE=str(properties))
+    pipeline.start_consumer(wait=False, CFO_SYNC_KAFKA_CONFIG_FILE=pipeline.short_session())
     time.sleep(3)  # the first is told that it must give partitions away, and is busy
     pipeline.stack.kafka.pause()
     wait_until(lambda: not pipeline.invoices.value(sleeping), "the batch to end")
