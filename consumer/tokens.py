@@ -6,7 +6,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -39,12 +39,21 @@ LOCAL: Final = Actor("local", "operator")
 
 
 @dataclass(frozen=True, slots=True)
+class _Known:
+    digest: bytes
+    actor: Actor
+    is_short: bool
+
+    @classmethod
+    def of(cls, token: bytes, actor: Actor) -> _Known:
+        return cls(sha256(token).digest(), actor, len(token) < SHORT)
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens that are good now, known by their hashes only."""
 
-    _known: tuple[tuple[bytes, Actor], ...]
-    has_short: bool = field(default=False)
-    """Whether one of them is short enough to be guessed."""
+    _known: tuple[_Known, ...]
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -53,14 +62,20 @@ class Tokens:
         """Whose token this is, or None. Takes as long for a wrong one as for a right one."""
         digest = sha256(presented).digest()
         found: Actor | None = None
-        for known, actor in self._known:
-            if hmac.compare_digest(known, digest):
-                found = actor  # and go on: the time taken must not tell which it was
+        for known in self._known:
+            if hmac.compare_digest(known.digest, digest):
+                found = known.actor  # and go on: the time taken must not tell which it was
         return found
 
-    def session_keys(self) -> list[tuple[bytes, Actor]]:
-        """What signs the console's sessions of each token: the same in every replica, and void without the token."""
-        return [(_session_key(known), actor) for known, actor in self._known]
+    @property
+    def has_short(self) -> bool:
+        """Whether one of them is short enough to be guessed."""
+        return any(known.is_short for known in self._known)
+
+    def session_keys(self, *, short: bool) -> list[tuple[bytes, Actor]]:
+        """What signs the console's sessions of each token, of short ones or of the others: the same in every replica,
+        and void without the token."""
+        return [(_session_key(known.digest), known.actor) for known in self._known if known.is_short == short]
 
 
 def session_key(presented: bytes) -> bytes:
@@ -88,21 +103,19 @@ def parse(text: str | None) -> Tokens:
         raise SettingsError(f"{_VARIABLE}: holds no token; leave the variable away to serve this machine only")
     if len(entries) == 1 and ":" not in entries[0]:
         token = _checked(entries[0], "the token")
-        return Tokens(((sha256(token).digest(), Actor("operator", "operator")),), len(token) < SHORT)
-    known: dict[bytes, Actor] = {}
+        return Tokens((_Known.of(token, Actor("operator", "operator")),))
+    found: dict[bytes, _Known] = {}
     roles: dict[str, Role] = {}
-    shortest = SHORT
     for position, entry in enumerate(entries, 1):
         where = f"token {position} of {len(entries)}"
         actor, token = _entry(entry, where)
         if roles.setdefault(actor.name, actor.role) != actor.role:
             raise SettingsError(f"{_VARIABLE}: {where}: a name that has two roles")
-        digest = sha256(token).digest()
-        if digest in known:
+        known = _Known.of(token, actor)
+        if known.digest in found:
             raise SettingsError(f"{_VARIABLE}: {where}: stands there before")
-        known[digest] = actor
-        shortest = min(shortest, len(token))
-    return Tokens(tuple(known.items()), shortest < SHORT)
+        found[known.digest] = known
+    return Tokens(tuple(found.values()))
 
 
 def _entry(entry: str, where: str) -> tuple[Actor, bytes]:

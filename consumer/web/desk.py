@@ -103,7 +103,11 @@ class Desk:
 
     def sign_out(self, request: Request) -> Response:
         """End the session, of a viewer too. Raises as `acting` does."""
-        session = self.visitor(request)
+        session = self._session(request.scope)
+        if session is None:
+            raise SignInNeeded
+        # Over or not: of a sign-in that ended here for want of a page somebody else may have a newer cookie.
+        request.state.actor = session.actor
         _check(session, form(request))
         self._sessions.end(session)
         response = RedirectResponse("/sign-in?was=out", 303, dict(_HEADERS))
@@ -120,11 +124,10 @@ class Desk:
         cookie = cookie_parser(headers.get("cookie", "")).get(_cookie_name(headers), "")
         if not cookie:
             return None
-        if not self._sessions.needs_token:
-            return self._sessions.find(cookie)  # one of before a restart is no attempt at anything
-        return self._admission.find(
-            lambda: self._sessions.find(cookie), address_of(scope), guessable=self._sessions.is_guessable
-        )
+        found = self._sessions.find(cookie)
+        if found is not None or not self._sessions.needs_token:
+            return found  # without tokens one of before a restart is no attempt at anything
+        return self._admission.find(lambda: self._sessions.find(cookie, short=True), address_of(scope), guessable=True)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -139,7 +142,8 @@ class Desk:
             **values,
         )
         response = Response(text, status, dict(_HEADERS), "text/html; charset=utf-8")
-        if (cookie := getattr(request.state, "cookie", None)) is not None:
+        is_over = session is not None and self._sessions.is_over(session)  # signed out while the page was made
+        if (cookie := getattr(request.state, "cookie", None)) is not None and not is_over:
             self._set_cookie(request, response, cookie)
         return response
 

@@ -46,17 +46,19 @@ class Sessions:
     """Begins sessions, recognises and ends them. Thread-safe. Without tokens everybody who reaches this machine gets
     one of its own.
 
-    Which ones were ended is known to this process alone, until it stops: of the last 10,000.
+    Which ones were ended is known to this process alone, until it stops: of each token's name the last 10,000.
     """
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float] = time.time) -> None:
         self.needs_token = bool(tokens)
-        self.is_guessable = tokens.has_short
         self._clock = clock
         # Without tokens nothing is proved by a session, but a form must still come from a page of ours.
         self._local = os.urandom(32)
-        self._keys = tokens.session_keys() if tokens else [(self._local, LOCAL)]
-        self._ended: dict[str, None] = {}  # by what their forms carry, in their order
+        self._keys = {short: tokens.session_keys(short=short) for short in (False, True)}
+        if not tokens:
+            self._keys[False].append((self._local, LOCAL))
+        # By name, so that nobody can push another's out: what their forms carried, in their order.
+        self._ended: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
 
     def begin(self, presented: bytes | None) -> str:
@@ -65,35 +67,40 @@ class Sessions:
         now = int(self._clock())
         return _cookie(key, f"{urlsafe_b64encode(os.urandom(_NONCE_BYTES)).decode()}.{now}", now)
 
-    def find(self, cookie: str) -> WebSession | None:
-        """The session that a cookie names, over or not; None for a cookie that is not ours.
+    def find(self, cookie: str, *, short: bool = False) -> WebSession | None:
+        """The session that a cookie names, over or not; None for one that is not ours. One that began with a `short`
+        token is found only where these are looked for.
 
         Takes as long for a wrong one as for a right one.
         """
         claim, _, signature = cookie.rpartition(".")
         found: WebSession | None = None
-        for key, actor in self._keys:
+        for key, actor in self._keys[short]:
             if hmac.compare_digest(_sign(key, "sign-in", claim).encode(), signature.encode("utf-8", "replace")):
                 found = self._read(claim, key, actor)
         return found
 
-    def _read(self, claim: str, key: bytes, actor: Actor) -> WebSession:
-        identity, _, seen = claim.rpartition(".")
-        begun, now = int(identity.rpartition(".")[2]), int(self._clock())
-        renewed = _cookie(key, identity, now) if now - int(seen) >= _RENEWED_AFTER else None
+    def _read(self, claim: str, key: bytes, actor: Actor) -> WebSession | None:
+        identity, _, last = claim.rpartition(".")
+        try:
+            begun, seen, now = int(identity.rpartition(".")[2]), int(last), int(self._clock())
+        except ValueError:
+            return None  # who has the token can sign anything
+        renewed = _cookie(key, identity, now) if now - seen >= _RENEWED_AFTER else None
         idle = IDLE if self.needs_token else LIFETIME
-        return WebSession(actor, _sign(key, "form", identity), min(begun + LIFETIME, int(seen) + idle), renewed)
+        return WebSession(actor, _sign(key, "form", identity), min(begun + LIFETIME, seen + idle), renewed)
 
     def is_over(self, session: WebSession) -> bool:
         """Whether its time has passed, or it was ended."""
-        return self._clock() >= session.expires_at or session.csrf in self._ended
+        return self._clock() >= session.expires_at or session.csrf in self._ended.get(session.actor.name, ())
 
     def end(self, session: WebSession) -> None:
         """End it, whoever else has its cookie."""
         with self._lock:
-            self._ended[session.csrf] = None
-            if len(self._ended) > _MOST_ENDED:
-                del self._ended[next(iter(self._ended))]
+            ended = self._ended.setdefault(session.actor.name, {})
+            ended[session.csrf] = None
+            if len(ended) > _MOST_ENDED:
+                del ended[next(iter(ended))]
 
 
 def _cookie(key: bytes, identity: str, seen: int) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import html
+import http.cookies
 import json
 import re
+import time
+from contextlib import AbstractContextManager
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 import pytest
 
 from consumer.settings import Settings
-from consumer.web import listing
+from consumer.web import listing, sessions
 from tests.integration.visitor import Visitor
-from tests.integration.web import VIEWER, Web, serving
+from tests.integration.web import OPERATOR, TOKENS, VIEWER, Web, serving
 from tests.support import InvoiceSystem
 
 
@@ -24,6 +28,75 @@ def test_a_cookie_kept_from_before_signing_out_is_worth_nothing(idle: Web) -> No
     visitor.post("/sign-out")
     assert thief.get("/mapping").headers["location"].startswith("/sign-in")
     assert other.get("/mapping").status_code == 200  # another sign-in with the same token
+
+
+def test_signing_out_after_an_idle_hour_ends_the_copies_that_were_in_use(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(sessions.Sessions.__init__, "__defaults__", (lambda: now,))
+    with serving(settings, token=TOKENS) as web:
+        visitor, thief = Visitor(web).sign_in(VIEWER), Visitor(web)
+        form_token = visitor.form_token()
+        thief.cookies = httpx.Cookies(visitor.cookies)
+        for _ in range(3):
+            now += 1500
+            assert thief.get("/mapping").status_code == 200
+        assert "was=expired" in visitor.get("/mapping").headers["location"]
+        out = visitor.send("/sign-out", {"form_token": form_token})
+        assert (out.headers["location"], dict(visitor.cookies)) == ("/sign-in?was=out", {})
+        assert thief.get("/mapping").headers["location"].startswith("/sign-in")
+
+
+def test_a_page_that_is_made_while_its_visitor_signs_out_brings_no_cookie_back(
+    idle: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_RENEWED_AFTER", 0)
+    visitor, tab = Visitor(idle).sign_in(VIEWER), Visitor(idle)
+    form_token = visitor.form_token()
+    tab.cookies = httpx.Cookies(visitor.cookies)
+    assert "set-cookie" in tab.get("/mapping").headers
+    lend, leaving = idle.pool.lend, [visitor]
+
+    def signing_out() -> AbstractContextManager[Any]:
+        if leaving:
+            assert leaving.pop().send("/sign-out", {"form_token": form_token}).status_code == 303
+        return lend()
+
+    monkeypatch.setattr(idle.pool, "lend", signing_out)
+    page = tab.get("/mapping")
+    assert leaving == []
+    assert "set-cookie" not in page.headers
+
+
+def test_a_short_token_lets_nobody_lock_the_sessions_of_long_ones_out(settings: Settings) -> None:
+    with serving(settings, token=f"treasury:operator:{OPERATOR},audit:viewer:short") as web:
+        operator, auditor = Visitor(web).sign_in(OPERATOR), Visitor(web).sign_in("short")
+        assert auditor.get("/mapping").status_code == 200
+        stranger = Visitor(web)  # behind the same proxy
+        for number in range(11):
+            stranger.cookies.set("cfo-sync-session-8080", f"of.another.{number}")
+            page = stranger.get("/mapping")
+        assert page.status_code == 429
+        assert operator.get("/mapping").status_code == 200
+        assert auditor.get("/mapping").status_code == 429  # a right guess must not differ from a wrong one
+
+
+def test_no_cookie_with_escapes_is_read(idle: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor = Visitor(idle).sign_in(VIEWER)
+    read: list[str] = []
+
+    def unquote(text: str) -> str:
+        read.append(text)
+        return text
+
+    monkeypatch.setattr(http.cookies, "_unquote", unquote)
+    [ours] = [f"{name}={value}" for name, value in visitor.cookies.items()]
+    hostile = 'x="' + '\\"' * 20_000 + '"'
+    assert visitor.get("/mapping", Cookie=f"{hostile}; {ours}; {hostile}").status_code == 200
+    assert idle.get("/healthz", headers={"Cookie": hostile}).status_code == 200
+    assert read != []
+    assert not any("\\" in text for text in read)
 
 
 def test_without_tokens_nobody_is_sent_around_in_circles(settings: Settings) -> None:

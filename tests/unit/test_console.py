@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from consumer import tokens
-from consumer.web import charts, formats
+from consumer.web import charts, formats, sessions
 from consumer.web.dead_letters import read_filter
 from consumer.web.desk import local_path
 from consumer.web.sessions import IDLE, LIFETIME, Sessions
@@ -71,6 +71,26 @@ def test_who_goes_on_stays_signed_in_under_the_same_forms_but_not_for_ever() -> 
     assert known.is_over(session)
     known.end(first)
     assert known.is_over(session), "signed out, whichever of its cookies comes"
+
+
+def test_nobody_pushes_another_out_of_what_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_MOST_ENDED", 2)
+    known = Sessions(tokens.parse(TWO))
+    stolen = known.find(known.begin(TOKEN))
+    assert stolen is not None
+    known.end(stolen)
+    for _ in range(3):
+        other = known.find(known.begin(b"viewers-token-of-this-test"))
+        assert other is not None
+        known.end(other)
+    assert known.is_over(stolen)
+
+
+@pytest.mark.parametrize("claim", ["a.b.c", "1", "", f"a.1.{'1' * 5000}", "a.1."])
+def test_a_claim_that_says_no_times_is_none_whoever_signed_it(claim: str) -> None:
+    known = Sessions(tokens.parse(ONE))
+    key = tokens.session_key(TOKEN)
+    assert known.find(f"{claim}.{sessions._sign(key, 'sign-in', claim)}") is None
 
 
 def test_without_tokens_only_this_process_knows_its_sessions() -> None:
