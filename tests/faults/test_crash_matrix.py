@@ -52,6 +52,10 @@ IS_LONG: Final = os.environ.get("CFO_SYNC_TEST_LONG") == "1"
 LAYOUTS: Final = ("one-database", "two-databases")
 AT_ONCE: Final = 5  # runs; each mostly waits
 
+_NOT_KNOWN: Final = 255
+"""What `multiprocessing` says when its server's answer got lost, as was seen once. That it was killed where it should
+be is told by the last line of its trace, which stands there before."""
+
 LAUNCHER: Final = "tests.faults.failpoints"
 LATE_CLIENT: Final = 4711
 COORDINATOR_MOVES: Final = (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE)
@@ -269,7 +273,7 @@ class Run:
                 assert time.monotonic() < deadline, "not reached"
                 self.heal()
                 process.join(0.1)
-            assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}"
+            assert process.exitcode in (-signal.SIGKILL, _NOT_KNOWN), f"ended with {process.exitcode}"
             assert points_of(self.trace)[-1][0] == point
         finally:
             end(process)
@@ -386,20 +390,22 @@ class Run:
         assert_single(identifier for identifier, *_ in end["ledger"])
         assert amounts == dict(scenario.booked.values())
         published = self.published()
-        first, *others = self.settings.retry_topics
-        assert {each[:2] for each in published[first]} <= {scenario.retried}
-        assert [published[topic] for topic in (*others, self.settings.replay_topic)] == [[], [], []]
+        # On a slow machine its client may come only after the first retry.
+        hops = [published[topic] for topic in self.settings.retry_topics]
+        assert {each[:2] for hop in hops for each in hop} <= {scenario.retried}
+        assert published[self.settings.replay_topic] == []
         letters = published[self.settings.dlq_topic]
         assert {each[:2] for each in letters} == scenario.letters
         assert len({failure_id for *_, failure_id in letters}) == len(scenario.letters), "one letter is one letter"
-        assert len({failure_id for *_, failure_id in published[first]}) <= 1
+        assert len({failure_id for hop in hops for *_, failure_id in hop}) <= 1
         if undisturbed is None:
             assert len(letters) == len(scenario.letters)
-            assert len(published[first]) == 1
+            assert len(hops[0]) == 1
+            assert all(len(hop) <= 1 for hop in hops)
         else:
             assert end == undisturbed.state
-        again = Counter(dead_letters=len(letters) - len(scenario.letters), retries=max(0, len(published[first]) - 1))
-        return +again
+        again = sum(max(0, len(hop) - 1) for hop in hops)
+        return +Counter(dead_letters=len(letters) - len(scenario.letters), retries=again)
 
     @cached_property
     def state(self) -> dict[str, list[tuple[Any, ...]]]:

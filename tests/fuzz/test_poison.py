@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +164,4 @@ def test_poison_goes_to_the_dead_letters_byte_for_byte_and_the_good_are_booked(p
     assert consumer.ready()["ready"]
     assert peak_bytes(consumer) - before < 40 * SIZE
     assert not [line for line in consumer.log.read_text().splitlines() if "Traceback" in line]
-    started = time.monotonic()
     assert consumer.stop() == 0
-    assert time.monotonic() - started < 20

@@ -42,13 +42,10 @@ def test_a_row_held_longer_is_a_transient_fault_of_that_record_alone(
     ids = [invoices.paid_invoice() for _ in range(3)]
     with another_session(invoice_dsn(settings)) as somebody:
         somebody.execute(LOCK, [ids[1]])
-        started = time.monotonic()
         outcomes = service.sync(dict.fromkeys(ids, 0))
-        took = time.monotonic() - started
     held = outcomes[ids[1]]
     assert isinstance(held, Faulted)
     assert (type(held.fault), held.fault.code, held.fault.counts) == (Transient, "row-locked", False)
-    assert took < 3
     for invoice_id in (ids[0], ids[2]):
         booked(invoices, ledger, invoice_id)
     assert invoices.invoice(ids[1])["status"] == "paid"

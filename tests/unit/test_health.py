@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,32 +16,32 @@ from consumer.health import Health
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
-    """A server of this process."""
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server of this process, that has patience with the slow."""
+    monkeypatch.setattr(health._Handler, "timeout", 60)
     server = health.serve(Health(), CollectorRegistry(), "127.0.0.1", 0)
     yield server.server_port
     server.shutdown()
     server.server_close()
 
 
-def seconds_for_a_probe(port: int) -> float:
-    began = time.monotonic()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+def probe(port: int) -> None:
+    """It must be answered, long before strangers are cut for being slow."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30) as answer:
         assert json.load(answer) == {"alive": True}
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX: "], ids=["silent", "half a request"])
 def test_a_connection_that_is_held_open_keeps_no_probe_waiting(port: int, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(sent)
-        assert seconds_for_a_probe(port) < 1
+        probe(port)
 
 
 def test_of_too_many_connections_the_oldest_are_cut(port: int) -> None:
     with ExitStack() as held:
         strangers = [held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(100)]
-        assert seconds_for_a_probe(port) < 1
+        probe(port)
         assert strangers[0].recv(1) == b""
 
 
