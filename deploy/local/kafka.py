@@ -28,13 +28,14 @@ BROKER: Final[dict[str, Any]] = {
     # A broker that was frozen for longer than its session fences itself, and may then forget to end a transaction
     # (Kafka 4.3.1): nobody reads on behind it. A killed one must wait for so long before it can be started again.
     "broker.session.timeout.ms": 9000,
-    "broker.heartbeat.interval.ms": 500,
     # So that tests of consumers whose session ends need not freeze the broker for so long.
     "group.min.session.timeout.ms": 2000,
-    # What is older than its topic keeps goes within a second and not within five minutes, so that a test whose records
-    # are too old fails every time.
-    "log.retention.check.interval.ms": 1000,
+    # What is older than its topic keeps goes within seconds and not within five minutes, so that a test whose records
+    # are too old fails nearly every time.
+    "log.retention.check.interval.ms": 5000,
     "log.initial.task.delay.ms": 0,
+    # An idle controller writes twice a second by default: half of what an idle broker needs of a core, 11 % here.
+    "metadata.max.idle.interval.ms": 5000,
     # The default takes a quarter of this heap.
     "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
 }
