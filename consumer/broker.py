@@ -301,7 +301,7 @@ class Publisher:
 
         A consumer's question would wait behind the fetch that the broker has in hand.
         """
-        error: KafkaError | None = self._producer.list_topics(topic, 2).topics[topic].error
+        error: KafkaError | None = self._producer.list_topics(topic, 1).topics[topic].error
         return error
 
     def publish(self, publications: Sequence[Publication]) -> list[tuple[Publication, str]]:
