@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from consumer import connections
 from consumer.connections import Connection
+from tests.e2e.harness import wait_until
 
-LIMIT = 0.4
+LIMIT = 0.8
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -31,11 +32,16 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """A server of this process; gives its address."""
+def running() -> uvicorn.Server:
+    """A server of this process."""
+    return uvicorn.Server(uvicorn.Config(app, http=Connection, lifespan="off", ws="none", log_config=None))
+
+
+@pytest.fixture
+def server(running: uvicorn.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """Where it listens."""
     monkeypatch.setattr(connections, "_SECONDS", LIMIT)
     monkeypatch.setattr(connections, "_MOST", 20)
-    running = uvicorn.Server(uvicorn.Config(app, http=Connection, lifespan="off", ws="none", log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
@@ -50,11 +56,11 @@ def connect(server: tuple[str, int]) -> socket.socket:
 
 
 def seconds_until_cut(client: socket.socket, drip: bytes = b"") -> float:
-    """How long the server lets the client go on, which sends this again and again."""
+    """How long the server lets the client go on, which sends this again and again. It must not be for ever."""
     began = time.monotonic()
     client.settimeout(0.05)
     with client:
-        while time.monotonic() < began + 5:
+        while time.monotonic() < began + 20:
             try:
                 if drip:
                     client.sendall(drip)
@@ -64,6 +70,8 @@ def seconds_until_cut(client: socket.socket, drip: bytes = b"") -> float:
                 continue
             except OSError:
                 break
+        else:
+            raise AssertionError("it is not cut")
         return time.monotonic() - began
 
 
@@ -89,13 +97,14 @@ def answers(client: socket.socket, path: bytes = b"/") -> bool:
 def test_a_client_that_does_not_get_on_is_cut(server: tuple[str, int], first: bytes, drip: bytes) -> None:
     client = connect(server)
     client.sendall(first)
-    assert LIMIT * 0.9 <= seconds_until_cut(client, drip) < LIMIT * 4
+    assert seconds_until_cut(client, drip) >= LIMIT * 0.9
 
 
-def test_a_client_that_does_not_read_is_cut(server: tuple[str, int]) -> None:
+def test_a_client_that_does_not_read_is_cut(server: tuple[str, int], running: uvicorn.Server) -> None:
     with connect(server) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(LIMIT * 2.5)
+        wait_until(lambda: running.server_state.total_requests, "the request")
+        wait_until(lambda: not running.server_state.connections, "the cut")
         received = 0
         with suppress(OSError):  # reset
             while part := client.recv(1 << 20):
@@ -121,7 +130,7 @@ def test_others_get_in_while_somebody_holds_all_connections_open(
             with suppress(OSError):  # cut already
                 client.sendall(HEAD)
         assert answers(stack.enter_context(connect(server)))
-        assert seconds_until_cut(held[0]) < 5
+        seconds_until_cut(held[0])
 
 
 def test_a_head_has_a_size(server: tuple[str, int]) -> None:
