@@ -103,9 +103,7 @@ class TopicReader:
                     if error is not None and error.code() != KafkaError._PARTITION_EOF:
                         raise Outage("broker", f"Kafka: {topic}: {error.str()}")
                     end = left.get(number)
-                    # What an earlier reading asked for may come late: of another topic, or an end passed since.
-                    is_late = message.topic() != topic or (error is not None and offset < (end or 0))
-                    if end is None or is_late:
+                    if end is None:
                         continue
                     # What stands before the end may be a transaction's marker, which only this event tells.
                     if error is not None or offset >= end - 1:

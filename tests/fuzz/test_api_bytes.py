@@ -143,7 +143,7 @@ def check_over_a_socket(web: Web) -> Iterator[str]:
             is_problem = b"content-type: application/problem+json" in head.lower()
             # What is no HTTP never reaches the app: uvicorn answers with a line of text, and hangs up on the rest of
             # the request, which may cost the line.
-            is_refusal = status == 400 and b"Invalid HTTP request received.".startswith(body)
+            is_refusal = status == 400 and (not body or b"Invalid HTTP request received." in body)
             if status >= 500 or (status >= 400 and not (is_problem or is_refusal)):
                 yield f"{request[:60]!r}: {head!r} {body[:200]!r}"
             if is_problem:
