@@ -28,6 +28,7 @@ BROKER: Final[dict[str, Any]] = {
     # A broker that was frozen for longer than its session fences itself, and may then forget to end a transaction
     # (Kafka 4.3.1): nobody reads on behind it. A killed one must wait for so long before it can be started again.
     "broker.session.timeout.ms": 9000,
+    "broker.heartbeat.interval.ms": 500,  # a freeze counts from the last one
     # So that tests of consumers whose session ends need not freeze the broker for so long.
     "group.min.session.timeout.ms": 2000,
     # What is older than its topic keeps goes within seconds and not within five minutes, so that a test whose records
