@@ -17,6 +17,7 @@ from consumer import broker, health, topics
 from consumer.faults import Outage
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline
+from consumer.publisher import Publisher
 from consumer.retry import Backoff
 from consumer.service import CFOSyncService
 from consumer.settings import Settings, SettingsError
@@ -65,7 +66,7 @@ def run(settings: Settings) -> None:
         worker = Worker(
             settings,
             lambda on_error, on_commit: broker.make_consumer(settings, kafka_log, on_error, on_commit),
-            broker.Publisher(lambda: broker.make_producer(settings, kafka_log)),
+            Publisher(lambda: broker.make_producer(settings, kafka_log)),
             Pipeline(settings, service),
             Sweep(settings, service, time.monotonic),
             metrics,

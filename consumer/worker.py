@@ -17,13 +17,13 @@ from typing import Final, TypeAlias
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumer.access import ASK_AGAIN_SECONDS, DENIALS, Access
-from consumer.broker import Publisher
+from consumer.access import ASK_AGAIN_SECONDS, UNREADABLE, Access
 from consumer.faults import Outage
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.partitions import Key, Partitions, key_of, names
 from consumer.pipeline import Handled, Pipeline
+from consumer.publisher import Publisher
 from consumer.reporting import Report, place_of
 from consumer.retry import Backoff
 from consumer.settings import Settings
@@ -147,14 +147,14 @@ class Worker:
     def _sift(self, messages: Sequence[Message]) -> list[Message]:
         """Keep what may be handled now; park partitions whose next record is not due."""
         batch: list[Message] = []
-        refused = self._access.refused
+        unreadable = self._access.unreadable
         for message in messages:
             if (error := message.error()) is not None:
                 self._erred(message, error)
                 continue
             key = key_of(message)
-            if refused and key[0] in refused:
-                self._access.permitted({key[0]})
+            if unreadable and key[0] in unreadable:
+                self._access.can_read({key[0]})
             if not self._partitions.is_readable(key):
                 continue
             due = self._pipeline.not_before(message)
@@ -167,14 +167,14 @@ class Worker:
     def _erred(self, message: Message, error: KafkaError) -> None:
         """Not a record: the end of a partition, a refusal, or trouble that librdkafka deals with."""
         topic, number = key_of(message)
-        if error.code() in DENIALS:
-            self._access.denied(topic, error)
+        if error.code() in UNREADABLE:
+            self._access.cannot_read(topic, error)
             offset = message.offset()  # None when it is about the topic, and not about one of its partitions
             if offset is not None and self._partitions.is_readable((topic, number)):
                 # Of a partition it says this once, and nothing when it ends: so let it fetch anew.
                 self._partitions.park((topic, number), offset, self._now() + timedelta(seconds=ASK_AGAIN_SECONDS))
         elif self._partitions.reached_end(message):
-            self._access.permitted({topic})
+            self._access.can_read({topic})
         else:
             _LOG.warning("kafka", error=error.str(), code=error.name())
 
@@ -250,7 +250,7 @@ class Worker:
             else:
                 self._partitions.committed(each)
         if error is None:
-            self._access.permitted({""})
+            self._access.can_read({""})
             self._report.committed(took)
 
     def _commit_before_leaving(self, patience: float) -> None:
@@ -347,7 +347,7 @@ class Worker:
     def _assigned(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         keys = self._partitions.add(partitions, paused=self._hold is not None)
         _LOG.info("partitions assigned", partitions=names(keys))
-        self._access.permitted({""})
+        self._access.can_read({""})
         self._health.assigned(len(self._partitions.assigned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

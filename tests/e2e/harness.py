@@ -162,6 +162,13 @@ class Pipeline:
         self.consumers.append(process)
         return process.wait_ready() if wait else process
 
+    def start_drain(self, count: int) -> ConsumerProcess:
+        """A consumer in the middle of so many invoices: a thousand are booked."""
+        consumer = self.start_consumer(CFO_SYNC_BATCH_SIZE="200")
+        self.invoices.paid_invoices(count)
+        self.wait_complete(1000)
+        return consumer
+
     def short_session(self) -> str:
         """A file of client settings with which a consumer is missed after three seconds, and not after ten."""
         properties = self.folder / "kafka.properties"

@@ -28,12 +28,12 @@ from confluent_kafka import IsolationLevel, KafkaException, Message, Producer, T
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, OffsetSpec, ResourceType
 
 from consumer import broker, cli, headers, redress, topic_reader, topics
-from consumer.broker import Publisher
 from consumer.deadletters import Entry, Filter
 from consumer.dlq import DeadLetterQueue
 from consumer.faults import Outage, RecordFault
 from consumer.headers import FailureHeaders, Origin, RawHeaders
 from consumer.pipeline import Pipeline
+from consumer.publisher import Publisher
 from consumer.service import CFOSyncService
 from consumer.settings import PREFIX, Settings, load
 from consumer.topic_reader import TopicReader

@@ -48,9 +48,7 @@ def test_consumers_that_come_and_go_during_a_drain_book_each_invoice_once(pipeli
 
 def test_a_stopped_database_moves_nothing_and_the_drain_goes_on(pipeline: Pipeline) -> None:
     count = 10_000
-    consumer = pipeline.start_consumer(CFO_SYNC_BATCH_SIZE="200")
-    pipeline.invoices.paid_invoices(count)
-    pipeline.wait_complete(1000)
+    consumer = pipeline.start_drain(count)
     pipeline.stack.postgres.stop()
     wait_until(lambda: consumer.ready().get("hold") == "unreachable", "the hold")
     time.sleep(3)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from consumer.broker import Publisher
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.pipeline import Pipeline
+from consumer.publisher import Publisher
 from consumer.service import CFOSyncService
 from consumer.settings import Settings
 from consumer.sweep import Sweep
